@@ -1,0 +1,75 @@
+"""The live bar of a terminal, and plain lines everywhere else."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmtrain.callback.base import Callback, Run, Step
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmtrain.state import RunState
+
+
+@dataclass(kw_only=True)
+class Progress(Callback):
+    """Show loss, speed and the time left.
+
+    The time left is made from the seconds of updates and of evaluations apart, so that an evaluation's pause neither
+    stops the clock nor makes it jump.
+
+    Attributes:
+        bar: a live bar where there is a terminal; false: plain lines there too.
+    """
+
+    bar: bool
+
+    def on_start(self, run: Run, state: RunState) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn
+
+        self._first = state.step
+        self._seconds = (state.seconds, state.evaluation_seconds)
+        self._bar = None
+        if self.bar and run.runtime.main and run.runtime.console.is_terminal:
+            columns = [BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}", markup=False)]
+            self._bar = Bar(*columns, console=run.runtime.console, expand=True, transient=True)
+            self._task = self._bar.add_task("starting", total=run.total_steps, completed=state.step)
+            self._bar.start()
+
+    def on_step(self, run: Run, state: RunState, step: Step) -> None:
+        loss = " ".join(f"{name} {value:.3f}" if len(step.losses) > 1 else f"loss {value:.3f}" for name, value in step.losses.items())
+        left = time_left(run, state, self._first, self._seconds)
+        if self._bar is not None:
+            text = f"{loss} · {step.tokens_per_second:,.0f} tokens/s · {left} left"
+            self._bar.update(self._task, completed=state.step, description=text)
+        elif step.record is not None and run.runtime.main:
+            width = len(str(run.total_steps))
+            speed = f"{step.tokens_per_second:,.0f} tokens/s · {left} left"
+            run.runtime.console.print(f"step {state.step:>{width}}/{run.total_steps}  {loss}  lr {step.lr:.2e}  {speed}")
+
+    def on_evaluate(self, run: Run, state: RunState, metrics: dict[str, float]) -> None:
+        if run.runtime.main:
+            numbers = " · ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            best = "  best so far" if state.best_step == state.step else ""
+            run.runtime.console.print(f"step {state.step}/{run.total_steps}  validation: {numbers}{best}")
+
+    def on_save(self, run: Run, state: RunState, path: Path) -> None: ...
+
+    def on_end(self, run: Run, state: RunState) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def time_left(run: Run, state: RunState, first: int, before: tuple[float, float]) -> str:
+    """h:mm:ss for the updates and the evaluations that are still to come, at the pace of this session."""
+    done = state.step - first
+    if done < 1:
+        return "?"
+    a_step = (state.seconds - before[0]) / done
+    left = a_step * (run.total_steps - state.step)
+    if state.evaluations:
+        left += state.evaluation_seconds / state.evaluations * max(0, run.evaluations - state.evaluations)
+    return str(datetime.timedelta(seconds=round(left)))

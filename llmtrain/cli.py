@@ -1,0 +1,161 @@
+"""The command line: a verb, overrides, and one screen for whatever is wrong with them.
+
+    llmtrain VERB [GROUP=OPTION] [KEY=VALUE] …
+
+Nothing heavy is imported before a verb really runs: help and config errors answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmtrain import __version__
+from llmtrain.errors import ConfigError, Interrupted, LLMTrainError
+
+# Each verb with what it does and the module in command/ that does it.
+VERBS = {
+    "pretrain": ("train a GPT on text, from random numbers or on from weights", "pretrain"),
+    "evaluate": ("perplexity and bits per byte of a model on a split", "evaluate"),
+    "generate": ("let a model write", "generate"),
+    "validate": ("check a config without running it", "validate"),
+}
+
+USAGE = """llmtrain {version}: pretrain a GPT or a BERT, and find out how much of it a task needs to be finetuned.
+
+usage: llmtrain VERB [GROUP=OPTION] [KEY=VALUE] …
+
+verbs:
+{verbs}
+
+options:
+  --help           this page; after a verb: its groups, options and keys
+  --cfg job        print the composed config and stop
+  --config-dir DIR add a folder of your own YAML files; a file there wins over a shipped one of the same name
+  --debug          show the whole traceback of an error
+  --version        print the version
+
+start here:
+  llmtrain pretrain                                   a small GPT learns from the text of your Python's documentation
+  llmtrain pretrain data=text data.train=book.txt     the same on your own text
+  llmtrain generate prompt='Once upon a time'         let the newest model write"""
+
+
+@dataclass
+class Arguments:
+    """What was typed, taken apart."""
+
+    verb: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    config_dir: Path | None = None
+    help: bool = False
+    cfg: bool = False
+    debug: bool = False
+    version: bool = False
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    try:
+        return dispatch(take_apart(argv), argv)
+    except LLMTrainError as error:
+        if debug:
+            raise
+        print(error.screen(), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(Interrupted("interrupted").screen(), file=sys.stderr)
+        return Interrupted.exit_code
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        print(LLMTrainError(f"{type(error).__name__}: {first[:300]}", fix="this is a fault of llmtrain: --debug shows where").screen(), file=sys.stderr)
+        return 1
+
+
+def take_apart(argv: list[str]) -> Arguments:
+    """Sort what was typed into verb, overrides and options.
+
+    Raises:
+        ConfigError: an option or a verb that does not exist.
+    """
+    found = Arguments()
+    rest = iter(argv)
+    for text in rest:
+        name, _, value = text.partition("=")
+        if name in ("--help", "-h", "--debug", "--version"):
+            setattr(found, {"-h": "help"}.get(name, name.lstrip("-")), True)
+        elif name in ("--cfg", "-c"):
+            kind = value or next(rest, "")
+            if kind != "job":
+                raise ConfigError(f"--cfg {kind}", allowed="--cfg job")
+            found.cfg = True
+        elif name in ("--config-dir", "-cd"):
+            found.config_dir = Path(value or next(rest, ""))
+        elif name in ("-m", "--multirun"):
+            raise ConfigError(f"{name}: sweeps are not there yet", fix="run the members one by one")
+        elif text.startswith("-"):
+            raise _unknown(text, ["--help", "--cfg", "--config-dir", "--debug", "--version"], "option")
+        elif "=" in text or text[:1] in "+~":
+            found.overrides.append(text)
+        elif found.verb is None:
+            found.verb = text
+        else:
+            found.words.append(text)
+    if found.verb is not None and found.verb not in VERBS:
+        raise _unknown(found.verb, list(VERBS), "verb")
+    return found
+
+
+def _unknown(word: str, words: list[str], what: str) -> ConfigError:
+    import difflib
+
+    near = difflib.get_close_matches(word, words, n=1)
+    return ConfigError(f"{word}: no such {what}", allowed=", ".join(words), fix=f"did you mean {near[0]!r}?" if near else "`llmtrain --help`")
+
+
+def dispatch(found: Arguments, argv: list[str]) -> int:
+    if found.version:
+        print(f"llmtrain {__version__}")
+        return 0
+    if found.verb is None:
+        if found.overrides and not found.help:
+            raise ConfigError("no verb given", allowed=", ".join(VERBS), fix=f"llmtrain pretrain {' '.join(found.overrides)}")
+        width = max(map(len, VERBS))
+        print(USAGE.format(version=__version__, verbs="\n".join(f"  {verb:<{width}}  {text}" for verb, (text, _) in VERBS.items())))
+        return 0
+    if found.help:
+        module = importlib.import_module("llmtrain.command.help")
+        print(module.page(found.verb, VERBS[found.verb][0], found.config_dir))
+        return 0
+    return _run(found)
+
+
+def _run(found: Arguments) -> int:
+    from omegaconf import OmegaConf
+
+    from llmtrain.config import compose
+
+    assert found.verb is not None
+    module = importlib.import_module(f"llmtrain.command.{VERBS[found.verb][1]}")
+    if found.words and not getattr(module, "TAKES_A_VERB", False):
+        raise ConfigError(f"{found.words[0]!r} is neither an option nor KEY=VALUE", fix=f"`llmtrain {found.verb} --help` lists the keys")
+    verb = found.words[0] if found.words else found.verb
+    primary = module.primary(verb) if hasattr(module, "primary") else found.verb
+    composed = compose(primary, found.overrides, found.config_dir)
+    if found.cfg:
+        print(OmegaConf.to_yaml(composed.config), end="")
+        return 0
+    return int(module.command(composed, found.overrides))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

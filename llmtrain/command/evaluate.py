@@ -1,0 +1,128 @@
+"""`llmtrain evaluate`: the metrics of a model on a split, weighted by tokens, the same every time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from llmtrain import files, runtime
+from llmtrain.config import Composed, build
+from llmtrain.data.base import SPLITS, Data
+from llmtrain.errors import ConfigError, DataError, require
+from llmtrain.model.base import Model
+from llmtrain.objective.base import Objective
+
+if TYPE_CHECKING:
+    from llmtrain.objective.base import Totals
+
+INHERITED = ("data", "objective")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """Attributes: path: a folder or hub name; null: the tokenizer of the weights."""
+
+    path: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to evaluate on, and how.
+
+    Attributes:
+        split: train, validation or test.
+        batch_size: sequences of a forward pass.
+        max_samples: sequences to use, the first of the split; null: all.
+        output: a JSON file for the numbers; null: only the terminal.
+        tokenizer: which one reads the text.
+    """
+
+    split: str
+    batch_size: int
+    max_samples: int | None
+    output: str | None
+    device: str
+    threads: str
+    precision: runtime.Precision
+    tokenizer: Tokenizer
+
+    def __post_init__(self) -> None:
+        require(self.split in SPLITS, "split", self.split, ", ".join(SPLITS))
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        require(self.max_samples is None or self.max_samples >= 1, "max_samples", self.max_samples, "1 or more, or null")
+
+
+def command(composed: Composed, overrides: list[str]) -> int:
+    config = composed.config
+    parts = ("model", "objective", "data", "experiment")
+    settings = build(OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k not in parts}), Settings, "")
+    if config.model.get("checkpoint") == "newest":
+        config.model.checkpoint = str(runtime.newest_run())
+        print(f"model.checkpoint=newest is {config.model.checkpoint}")
+    inherit(config, composed)
+    model, objective, data = build(config.model, Model, "model"), build(config.objective, Objective, "objective"), build(config.data, Data, "data")
+    if model.tokenizer_path is None:
+        raise ConfigError("evaluate needs weights that exist", fix="model=checkpoint model.checkpoint=FOLDER")
+    if objective.attention is not None and model.attention is not objective.attention:
+        raise ConfigError(f"the objective asks for a {objective.attention.value} model, this one is {model.attention.value}", allowed="next_token with causal models")
+    if model.positions is not None and data.max_length > model.positions:
+        raise ConfigError(f"data.max_length={data.max_length}: the model reads at most {model.positions} positions", fix=f"data.max_length={model.positions}")
+    _report(model, objective, data, settings, str(config.model.checkpoint))
+    return 0
+
+
+def inherit(config: DictConfig, composed: Composed) -> None:
+    """A run is evaluated on its own data and objective, but for what was given on the command line."""
+    path = Path(str(config.model.get("checkpoint"))) / "config.yaml"
+    if not path.is_file():
+        return
+    own = OmegaConf.load(path)
+    for name in INHERITED:
+        if name in composed.given:
+            continue
+        given = {key: OmegaConf.select(config, key) for key in composed.given if key.startswith(f"{name}.")}
+        config[name] = own[name]
+        for key, value in given.items():
+            if key.partition(".")[2] not in own[name]:
+                raise ConfigError(f"{key}: the run's {name} is of kind {own[name].kind}, which has no such setting", fix=f"{name}=OPTION chooses another kind")
+            OmegaConf.update(config, key, value)
+        print(f"{name} as in the run: {own[name].kind}")
+
+
+def _report(model: Model, objective: Objective, data: Data, settings: Settings, name: str) -> None:
+    from rich.table import Table
+
+    machine = runtime.start(runtime.single(settings.device, settings.threads, settings.precision), model.width)
+    with runtime.logging_to(machine, None):
+        totals, references = _evaluate(machine, model, objective, data, settings)
+    numbers = {**objective.metrics(totals), **references}
+    counts = {f"{term}_targets": int(count) for term, count in totals.counts.items()}
+    table = Table(title=f"{name}: {settings.split}", title_justify="left", show_header=False)
+    for label, value in {**numbers, **counts}.items():
+        table.add_row(label.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.6g}")
+    machine.console.print(table)
+    if settings.output is not None:
+        files.write(Path(settings.output), json.dumps({"model": name, "split": settings.split, **numbers, **counts}, indent=2).encode())
+
+
+def _evaluate(machine: runtime.Runtime, model: Model, objective: Objective, data: Data, settings: Settings) -> tuple[Totals, dict[str, float]]:
+    from llmtrain.data import tokenizer as tokens
+    from llmtrain.objective.learner import Learner
+    from llmtrain.trainer import evaluate
+
+    tokenizer = tokens.load(settings.tokenizer.path or str(model.tokenizer_path))
+    rows = data.split(settings.split)
+    machine.console.print(data.summary(), markup=False)
+    examples = objective.examples(rows, tokenizer, data.max_length)
+    if not len(examples):
+        raise DataError(f"the {settings.split} split is empty", allowed=", ".join(SPLITS))
+    if settings.max_samples is not None:
+        examples = examples.select(range(min(settings.max_samples, len(examples))))
+    learner = Learner(model.load(tokenizer, objective.head, resize=False), objective).eval()
+    call = machine.accelerator.prepare_model(learner, evaluation_mode=True)
+    return evaluate(partial(call), objective, examples, machine, settings.batch_size), objective.references(examples)

@@ -1,0 +1,52 @@
+"""`llmtrain validate [VERB]`: every check that needs no weights, ticked off one by one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from llmtrain import runtime
+from llmtrain.command import train
+from llmtrain.config import Composed
+from llmtrain.errors import ConfigError, LLMTrainError
+
+TAKES_A_VERB = True
+T = TypeVar("T")
+
+
+def primary(verb: str) -> str:
+    """The config that is checked: a verb's own; without one, pretrain's."""
+    if verb not in ("validate", "pretrain"):
+        raise ConfigError(f"validate {verb}: nothing to validate", allowed="pretrain")
+    return "pretrain"
+
+
+def command(composed: Composed, overrides: list[str]) -> int:
+    """Tick off; the first failure ends it with its own exit code."""
+    built = tick("settings: every key, type and range", lambda: train.parts(composed.config))
+    for line in composed.notes + train.without_effect(built, composed.given):
+        print(f"  note: {line}")
+    tick("folder: output_dir and resume", lambda: train.continued(built.runtime))
+    tick("model and objective fit", lambda: train.fits(built))
+    tick("device and precision on this machine", lambda: device(built))
+    tick("data: files are there and can be read", lambda: built.data.split("train"))
+    print("all checks passed; `llmtrain pretrain` with the same overrides would start")
+    return 0
+
+
+def tick(what: str, check: Callable[[], T]) -> T:
+    """Run one check and print its line."""
+    try:
+        value = check()
+    except LLMTrainError:
+        print(f"✗ {what}")
+        sys.stdout.flush()
+        raise
+    print(f"✓ {what}")
+    return value
+
+
+def device(built: train.Parts) -> None:
+    found = runtime.decide_device(built.runtime.device)
+    runtime.decide_precision(built.runtime.precision, found, built.model.width)

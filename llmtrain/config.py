@@ -1,0 +1,514 @@
+"""Configs: compose with Hydra, then turn each node into a checked object of its kind.
+
+    compose("pretrain", ["model=gpt2", "optimizer.lr=1e-3"])  →  Composed(config, given, notes)
+    build(config.objective, Objective, "objective")           →  NextToken(…)
+
+A config is data. It selects among the kinds of llmtrain and of installed packages that declare an entry point in the
+group `llmtrain.<folder>`; nothing in a YAML file or an override can import or run anything else. Hydra's Compose API
+is used, not `@hydra.main`: under the latter a YAML's `hydra.callbacks` runs code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.metadata
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from llmtrain.errors import ConfigError, SettingError, shown
+
+T = TypeVar("T")
+
+BUDGETS = ("max_steps", "max_epochs", "max_tokens")
+SECRET = re.compile(r"(^|[._])(\w*_)?(token|password|secret|api_?key)$", re.IGNORECASE)
+# Names that people bring from elsewhere, and what they are called here.
+ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "max_seq_length": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "block_size": "data.max_length",
+    "seq_len": "data.max_length",
+    "context_length": "data.max_length",
+    "batch_size": "trainer.batch_size",
+    "per_device_train_batch_size": "trainer.micro_batch_size",
+    "per_device_batch_size": "trainer.micro_batch_size",
+    "gradient_accumulation_steps": "trainer.micro_batch_size",
+    "accumulate_grad_batches": "trainer.micro_batch_size",
+    "num_train_epochs": "trainer.max_epochs",
+    "epochs": "trainer.max_epochs",
+    "num_steps": "trainer.max_steps",
+    "max_grad_norm": "trainer.clip_norm",
+    "gradient_clip_val": "trainer.clip_norm",
+    "warmup_ratio": "schedule.warmup_steps",
+    "num_warmup_steps": "schedule.warmup_steps",
+    "min_lr": "schedule.final_fraction",
+    "lr_scheduler_type": "schedule",
+    "logging_steps": "trainer.log_every_steps",
+    "eval_steps": "evaluation.every_steps",
+    "eval_interval": "evaluation.every_steps",
+    "save_steps": "checkpoint.every_steps",
+    "save_total_limit": "checkpoint.keep_last",
+    "dataloader_num_workers": "data.num_workers",
+    "model_name_or_path": "model.checkpoint",
+    "mixed_precision": "precision",
+    "bf16": "precision",
+    "fp16": "precision",
+    "dtype": "precision",
+    "num_processes": "devices",
+    "report_to": "callback.tracker.use",
+    "output": "output_dir",
+    "torch_compile": "trainer.compile",
+    "activation_checkpointing": "trainer.gradient_checkpointing",
+    "n_layer": "model.num_hidden_layers",
+    "n_head": "model.num_attention_heads",
+    "n_embd": "model.hidden_size",
+}
+
+
+@dataclass
+class Composed:
+    """A config as composed; the keys that the user gave; what the user should be told about it."""
+
+    config: DictConfig
+    given: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+# --- where the YAML files are -------------------------------------------------------------------------------------
+
+
+def shipped_dir() -> Path:
+    """`configs/` inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    beside = package.parent / "configs"
+    return beside if (beside / "base.yaml").is_file() else package / "configs"
+
+
+def folders(user_dir: Path | None = None) -> list[Path]:
+    """The config folders, the one that wins first."""
+    return [*([user_dir] if user_dir else []), shipped_dir()]
+
+
+def groups(user_dir: Path | None = None) -> dict[str, list[str]]:
+    """Every config group with its options."""
+    found: dict[str, set[str]] = {}
+    for folder in folders(user_dir):
+        for path in folder.glob("*/*.yaml"):
+            found.setdefault(path.parent.name, set()).add(path.stem)
+    return {group: sorted(options) for group, options in sorted(found.items())}
+
+
+class _UserFolder(SearchPathPlugin):
+    """Puts the user's folder before the shipped one: Hydra's own `--config-dir` would come after and silently lose."""
+
+    folder: typing.ClassVar[Path | None] = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if self.folder is not None:
+            search_path.prepend(provider="llmtrain", path=f"file://{self.folder}", anchor="main")
+
+
+# --- composing ----------------------------------------------------------------------------------------------------
+
+
+def compose(verb: str, overrides: list[str], user_dir: Path | None = None) -> Composed:
+    """The config of a verb.
+
+    Args:
+        overrides: `group=option` or `key.of.a.setting=value`, as on the command line.
+        user_dir: a folder of the user's own YAML files; a file there wins over a shipped one of the same name.
+
+    Raises:
+        ConfigError: for whatever the overrides or the files get wrong.
+    """
+    notes = _check_user_dir(user_dir)
+    parsed = parse(overrides)
+    known = groups(user_dir)
+    choices = {o.key_or_group: str(o.value()) for o in parsed if o.key_or_group in known}
+    for group, option in choices.items():
+        if option not in known[group] and option not in ("null", "None"):
+            raise ConfigError(f"{group}={option}: no such option", allowed=", ".join(known[group]), fix=did_you_mean(option, known[group]))
+    config = _hydra(verb, [f"{group}={'null' if option == 'None' else option}" for group, option in choices.items()], user_dir)
+    preset = _preset(choices.get("experiment"), user_dir)
+    composed = Composed(config, given=set(_leaves(preset)), notes=notes)
+    _drop_settings_of_another_kind(composed, choices, preset)
+    _budget(config, preset.get("trainer") or {}, "the experiment")
+    for override in parsed:
+        if override.key_or_group not in known:
+            _set(config, override)
+            composed.given.add(override.key_or_group)
+        elif override.key_or_group != "experiment":
+            composed.given.add(override.key_or_group)
+    typed = {o.key_or_group.removeprefix("trainer."): o.value() for o in parsed if o.key_or_group.startswith("trainer.")}
+    _budget(config, typed, "the command line")
+    refuse_targets(OmegaConf.to_container(config, resolve=False))
+    return composed
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    """Overrides in Hydra's grammar, without what llmtrain does not take: `+`, `++`, `~`, sweeps and `hydra.…`."""
+    overrides = [o[1:] if o.startswith("+experiment=") else o for o in overrides]
+    for text in overrides:
+        key = text.split("=", 1)[0]
+        if SECRET.search(key):
+            raise ConfigError(f"{key}: secrets are not taken from the command line", fix="set it in the environment (HF_TOKEN, WANDB_API_KEY, …)")
+        if text[:1] in "+~":
+            raise ConfigError(f"{shown(text)}: keys are neither added nor removed", allowed="KEY=VALUE for a key that exists, GROUP=OPTION, experiment=NAME")
+        if "=" not in text:
+            raise ConfigError(f"{shown(text)} is neither an option nor KEY=VALUE", fix=did_you_mean(text, ["--help", "--cfg", "--config-dir", "--debug"]))
+    try:
+        parsed: list[Override] = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0], fix="quote a value with special characters: 'key=\"a, b\"'") from error
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line}: several values make a sweep, and this verb runs one", allowed="one value for a key")
+        if override.key_or_group.split(".")[0] == "hydra" or override.package is not None:
+            raise ConfigError(f"{override.input_line}: Hydra's own settings are not taken", allowed="the keys that `--cfg job` prints")
+    return parsed
+
+
+def _hydra(verb: str, overrides: list[str], user_dir: Path | None) -> DictConfig:
+    _UserFolder.folder = user_dir.resolve() if user_dir else None
+    if _UserFolder not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(_UserFolder)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(shipped_dir()), version_base="1.3"):
+            config = hydra_compose(verb, overrides)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(text[:300], fix=f"`llmtrain {verb} --help` lists the groups of this verb") from error
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def _set(config: DictConfig, override: Override) -> None:
+    """Give a key that exists a new value."""
+    key = override.key_or_group
+    parent, _, leaf = key.rpartition(".")
+    try:
+        node = OmegaConf.select(config, parent) if parent else config
+    except OmegaConfBaseException:
+        node = None
+    if leaf == "kind" or not isinstance(node, DictConfig) or leaf not in node:
+        if leaf == "kind" and parent in groups():
+            raise ConfigError(f"{key}: a kind is chosen by its group", allowed=f"{parent}=" + "|".join(groups()[parent]))
+        raise unknown_key(key, config)
+    value = override.value()
+    section = OmegaConf.is_config(node._get_node(leaf)) and not isinstance(value, (dict, list))
+    if section and OmegaConf.is_dict(node._get_node(leaf)) and value is not None:
+        raise ConfigError(f"{key} is a section, not a setting", allowed=", ".join(f"{key}.{k}" for k in node._get_node(leaf)))
+    OmegaConf.update(config, key, value, merge=False, force_add=True)
+
+
+def _preset(name: str | None, user_dir: Path | None) -> dict[str, Any]:
+    """What an experiment's YAML file itself sets, without what its defaults bring."""
+    path = name and find_yaml(f"experiment/{name}", user_dir)
+    content = yaml.safe_load(path.read_text()) if path else None
+    return {k: v for k, v in (content or {}).items() if k != "defaults"}
+
+
+def find_yaml(name: str, user_dir: Path | None = None) -> Path | None:
+    """The file of a config `group/option`, the user's before the shipped one."""
+    return next((path for folder in folders(user_dir) if (path := folder / f"{name}.yaml").is_file()), None)
+
+
+def _drop_settings_of_another_kind(composed: Composed, choices: dict[str, str], preset: dict[str, Any]) -> None:
+    """A kind chosen on the command line does not inherit what a preset set for the kind it had in mind."""
+    for group in choices.keys() & preset.keys():
+        node = composed.config.get(group)
+        path = OmegaConf.is_dict(node) and find_yaml(f"{group}/{node.get('kind')}")
+        if not path:
+            continue
+        own = yaml.safe_load(path.read_text()) or {}
+        for setting in [k for k in node if k not in own]:
+            with_dot = f"{group}.{setting}"
+            composed.notes.append(f"{with_dot}={node[setting]} of the experiment is dropped: {group}={choices[group]} has no such setting")
+            composed.given.discard(with_dot)
+            OmegaConf.set_struct(node, False)
+            del node[setting]
+            OmegaConf.set_struct(node, None)
+
+
+def _budget(config: DictConfig, layer: dict[str, Any], where: str) -> None:
+    """A budget given later replaces an earlier one; two at one level are a contradiction."""
+    given = [k for k in BUDGETS if layer.get(k) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join('trainer.' + k for k in given)} are both given by {where}", allowed="one budget: " + ", ".join("trainer." + k for k in BUDGETS))
+    for name in BUDGETS:
+        if given and name not in given:
+            OmegaConf.update(config, f"trainer.{name}", None)
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix
+
+
+# --- what a YAML file may not hold --------------------------------------------------------------------------------
+
+
+def _check_user_dir(user_dir: Path | None) -> list[str]:
+    if user_dir is None:
+        return []
+    if not user_dir.is_dir():
+        raise ConfigError(f"--config-dir {user_dir}: {'not a folder' if user_dir.exists() else 'no such folder'}", allowed="a folder laid out like configs/")
+    notes = []
+    for path in sorted(user_dir.rglob("*.yaml")):
+        refuse_targets(read_yaml(path), str(path))
+        if (shipped_dir() / path.relative_to(user_dir)).is_file():
+            notes.append(f"{path} replaces the shipped file of that name")
+    return notes
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file, refused before parsing where it is built to explode (alias bombs) or too large."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8", fix="save the file as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    if len(text) > 1_000_000:
+        raise ConfigError(f"{path}: larger than 1 MB", fix="a config is a page, not a data set")
+    try:
+        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
+        if aliases > 20:
+            raise ConfigError(f"{path}: {aliases} YAML aliases", allowed="at most 20")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+
+
+def refuse_targets(tree: Any, where: str = "the config") -> None:
+    """`_target_` names something to import and call. A config is data: it may not."""
+    if isinstance(tree, dict):
+        if "_target_" in tree:
+            raise ConfigError(f"_target_: {shown(tree['_target_'])} in {where}: a config cannot name code to run", allowed="kind: NAME")
+        for value in tree.values():
+            refuse_targets(value, where)
+    elif isinstance(tree, list):
+        for value in tree:
+            refuse_targets(value, where)
+
+
+# --- building -----------------------------------------------------------------------------------------------------
+
+
+def build(node: Any, base: type[T], path: str) -> T:
+    """The object that a node describes: an instance of the dataclass of its `kind`, or of `base` where it has none.
+
+    Keys and types are checked against the dataclass, then ranges by its `__post_init__`. The kind `masked_lm` of the
+    base `llmtrain.objective.base.Objective` is the one subclass of it defined in `llmtrain.objective.masked_lm`, or
+    what an installed package offers under that name in the entry point group `llmtrain.objective`.
+
+    Args:
+        node: a DictConfig or dict.
+        base: the base class of the kinds, or a settings dataclass.
+        path: where the node stands in the config, for messages.
+
+    Raises:
+        ConfigError: naming the whole key, what is allowed and, for a misspelling, the nearest name.
+    """
+    if not OmegaConf.is_dict(node):
+        node = OmegaConf.create(node if isinstance(node, dict) else {})
+    settings = {k: v for k, v in node.items_ex(resolve=False) if k != "kind"}
+    cls = base
+    if inspect.isabstract(base) or "kind" in node:
+        cls = _kind(str(node.get("kind")), base, path)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for name in settings:
+        if name not in fields:
+            raise _unknown_setting(cls, str(name), path, list(fields))
+    missing = [name for name in fields if name not in settings]
+    if missing:
+        raise ConfigError(f"{path}: no value for {', '.join(missing)}", fix="every setting has a value in its YAML file; null means absent")
+    hints = typing.get_type_hints(cls)
+    values = {name: _typed(cls, name, hints[name], value, _join(path, name)) for name, value in _resolved(node, settings, path).items()}
+    try:
+        return typing.cast(T, cls(**values))
+    except SettingError as error:
+        key = _join(path, error.field)
+        raise ConfigError(f"{key}={shown(error.value)}", allowed=error.allowed, fix=error.fix or _origin_fix(key)) from error
+
+
+def _typed(cls: type, name: str, hint: Any, value: Any, path: str) -> Any:
+    """`value` as the type of a field, by OmegaConf's rules; a section of its own is built."""
+    if dataclasses.is_dataclass(hint):
+        return build(value, typing.cast(type, hint), path)
+    accepted = {hint, *typing.get_args(hint)}
+    mistaken = isinstance(value, bool) and bool not in accepted and bool(accepted & {int, float})  # OmegaConf takes true for 1
+    if not mistaken:
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(cls), {name: value})
+            found = merged[name]
+            return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+        except OmegaConfBaseException:
+            pass
+    raise ConfigError(f"{path}={shown(value)}: wrong type", allowed=type_in_words(hint), fix=_origin_fix(path))
+
+
+def kinds(base: type) -> dict[str, str]:
+    """The kinds of a base: name → module, llmtrain's own and those of installed packages."""
+    package = base.__module__.rpartition(".")[0]
+    folder = Path(inspect.getfile(base)).parent
+    own = {p.stem: f"{package}.{p.stem}" for p in sorted(folder.glob("*.py")) if p.stem in _kind_yamls(folder.name)}
+    others = {e.name: e.value for e in importlib.metadata.entry_points(group=package)}
+    return {**others, **own}
+
+
+def _kind_yamls(group: str) -> set[str]:
+    return {p.stem for p in (shipped_dir() / group).glob("*.yaml")}
+
+
+def _kind(name: str, base: type, path: str) -> type:
+    found = kinds(base)
+    if name not in found:
+        raise ConfigError(f"{path}.kind={name}: no such kind", allowed=", ".join(found), fix=did_you_mean(name, found))
+    module_name, _, attribute = found[name].partition(":")
+    module = importlib.import_module(module_name)
+    if attribute:
+        candidates = [getattr(module, attribute)]
+    else:
+        candidates = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module_name and not inspect.isabstract(c)]
+    classes = [c for c in candidates if issubclass(c, base)]
+    if len(classes) != 1:
+        raise ConfigError(f"{path}.kind={name}: {found[name]} offers {len(classes)} classes of {base.__name__}", allowed="exactly one")
+    return classes[0]
+
+
+def _resolved(node: DictConfig, settings: dict[Any, Any], path: str) -> dict[str, Any]:
+    values = {}
+    for name in settings:
+        try:
+            value = node[name]
+            values[str(name)] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        except OmegaConfBaseException as error:
+            raw = node._get_node(name)
+            raise ConfigError(f"{_join(path, str(name))}={raw}: {str(error).splitlines()[0]}", fix="name a key that exists, or set the variable") from error
+    return values
+
+
+def check_keys(config: DictConfig, allowed: Iterable[str]) -> None:
+    """Refuse top-level keys that no part of the program reads."""
+    names = set(allowed)
+    for name in config:
+        if name not in names:
+            raise unknown_key(str(name), config, names)
+
+
+def type_in_words(hint: Any) -> str:
+    """How a message names a type."""
+    arguments = typing.get_args(hint)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return " or ".join(type_in_words(a) for a in arguments)
+    if inspect.isclass(hint) and issubclass(hint, Enum):
+        return ", ".join(hint.__members__)
+    if arguments:
+        inner = type_in_words(arguments[-1])
+        return f"a mapping of names to {inner}" if typing.get_origin(hint) is dict else f"a list, each {inner}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+# --- suggestions --------------------------------------------------------------------------------------------------
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str | None:
+    """`did you mean 'x'?` for the nearest of `words`, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else None
+
+
+def unknown_key(key: str, config: DictConfig, top: Iterable[str] | None = None) -> ConfigError:
+    """The answer to a key that does not exist: where it lives, or what it is called here."""
+    keys = list(_leaves(OmegaConf.to_container(config, resolve=False)))
+    if top is not None:
+        keys = [k for k in keys if k.split(".")[0] in top]
+    leaf = key.rpartition(".")[2]
+    elsewhere = [k for k in keys if k.rpartition(".")[2] == leaf and k != key]
+    if leaf in ELSEWHERE:
+        hint: str | None = f"did you mean {ELSEWHERE[leaf]!r}?"
+    elif elsewhere:
+        hint = f"did you mean {elsewhere[0]!r}?"
+    else:
+        hint = did_you_mean(key, keys) or _nearest_leaf(leaf, keys)
+    parent = key.rpartition(".")[0]
+    siblings = [k for k in keys if k.rpartition(".")[0] == parent]
+    names = siblings or sorted(dict.fromkeys(k.split(".")[0] for k in keys))
+    where = origin(key)
+    return ConfigError(f"{key}{f' ({where})' if where else ''}: no such key", allowed=", ".join(names), fix=hint)
+
+
+def _nearest_leaf(leaf: str, keys: list[str]) -> str | None:
+    near = difflib.get_close_matches(leaf, [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.7)
+    return f"did you mean {next(k for k in keys if k.rpartition('.')[2] == near[0])!r}?" if near else None
+
+
+def _unknown_setting(cls: type, name: str, path: str, fields: list[str]) -> ConfigError:
+    key = _join(path, name)
+    hint = did_you_mean(name, fields)
+    if hint is None and name in ELSEWHERE:
+        hint = f"did you mean {ELSEWHERE[name]!r}?"
+    where = origin(key)
+    return ConfigError(f"{key}{f' ({where})' if where else ''}: {cls.__name__} has no setting {name!r}", allowed=", ".join(fields), fix=hint)
+
+
+def origin(key: str) -> str | None:
+    """`file:line` of a key in the user's own YAML files, where it stands there."""
+    names = key.split(".")
+    for path in sorted(_UserFolder.folder.rglob("*.yaml")) if _UserFolder.folder else []:
+        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+        # In a group's own file the key starts one level further down than in an experiment's.
+        for trail in (names, names[1:]):
+            line = _line(root, trail)
+            if trail and line:
+                return f"{path}:{line}"
+    return None
+
+
+def _line(node: yaml.Node | None, trail: list[str]) -> int | None:
+    if not trail or not isinstance(node, yaml.MappingNode):
+        return None
+    for name, value in node.value:
+        if name.value == trail[0]:
+            return name.start_mark.line + 1 if len(trail) == 1 else _line(value, trail[1:])
+    return None
+
+
+def _origin_fix(key: str) -> str | None:
+    where = origin(key)
+    return f"it stands in {where}" if where else None
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

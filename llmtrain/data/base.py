@@ -1,0 +1,82 @@
+"""What every kind of data can do: hand out the rows of a split.
+
+A split is decided document by document, from a hash of the document's text, before anything is cut into windows: so
+equal documents stand on one side, and neither the order of files nor their number moves a document across.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from llmtrain.errors import require
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLITS = ("train", "validation", "test")
+
+
+class Overlap(Enum):
+    """What happens where one document stands in two splits."""
+
+    warn = "warn"
+    error = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(ABC):
+    """Rows with a column `text`, in three splits.
+
+    Attributes:
+        max_length: tokens in one sequence.
+        validation_fraction: share of the documents held out for validation, by hash of their text.
+        test_fraction: share of the documents held out for the test, by hash of their text.
+        on_overlap: what to do where one document stands in two splits.
+        num_workers: processes that prepare batches besides the training one; 0 prepares them in it.
+    """
+
+    max_length: int
+    validation_fraction: float
+    test_fraction: float
+    on_overlap: Overlap
+    num_workers: int
+
+    def __post_init__(self) -> None:
+        require(self.max_length >= 2, "max_length", self.max_length, "at least 2 tokens")
+        for name in ("validation_fraction", "test_fraction"):
+            value = getattr(self, name)
+            require(0 < value < 1, name, value, "between 0 and 1, both excluded")
+        total = self.validation_fraction + self.test_fraction
+        require(total < 1, "test_fraction", self.test_fraction, "a share that leaves something to train on, next to validation_fraction")
+        require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
+
+    def check(self) -> None:
+        """Find out, before anything large is read or downloaded, whether what the settings name is there.
+
+        Raises:
+            DataError: naming what is missing.
+        """
+        return None
+
+    @abstractmethod
+    def split(self, name: str) -> Dataset:
+        """The rows of `train`, `validation` or `test`.
+
+        Raises:
+            DataError: naming the file, the line and the value that cannot be read.
+        """
+
+    @abstractmethod
+    def summary(self) -> str:
+        """One line about what was read: how many documents, how many words, from where."""
+
+    def warnings(self) -> list[str]:
+        """What the user should know about the data once it was read, such as documents that stand in two splits."""
+        return []
+
+    def without_effect(self) -> dict[str, str]:
+        """Settings that change nothing under the others: name → why."""
+        return {}

@@ -1,0 +1,80 @@
+"""Pure functions on ids: pack, pad, positions. Objectives call them; nothing here knows a tokenizer or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+
+@dataclass
+class Block:
+    """Up to length + 1 ids: the first `length` are inputs, the last `length` their labels.
+
+    Attributes:
+        ids: token ids.
+        starts: positions in ids where a document begins.
+        bytes: bytes of text that the labels stand for.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    bytes: int = 0
+
+
+def pack(documents: Iterable[tuple[Sequence[int], int]], length: int) -> Iterator[Block]:
+    """Cut a stream of documents into blocks of `length` inputs.
+
+    Args:
+        documents: (ids, bytes of text). Each begins with a token that is only read and ends with one that is asked
+            for. Where one document follows another, these two are the same position: the end of the first is the
+            beginning of the second.
+        length: inputs of a block.
+
+    Yields:
+        Blocks of length + 1 ids, the last one shorter. Every id but the very first is the label of exactly one
+        position, and the bytes of a document are spread evenly over its labels, so that they sum to the whole.
+    """
+    block = Block()
+    for ids, size in documents:
+        if len(ids) < 2:
+            continue
+        labels = len(ids) - 1
+        if not block.ids:
+            block.ids.append(ids[0])
+        block.starts.append(len(block.ids) - 1)
+        done = spent = 0
+        while done < labels:
+            taken = ids[1 + done : 1 + done + length + 1 - len(block.ids)]
+            block.ids.extend(taken)
+            done += len(taken)
+            share = size * done // labels
+            block.bytes += share - spent
+            spent = share
+            if len(block.ids) == length + 1:
+                yield block
+                block = Block(ids=[block.ids[-1]])
+    if len(block.ids) > 1:
+        yield block
+
+
+def pad(rows: Sequence[Sequence[int] | np.ndarray], fill: int) -> torch.Tensor:
+    """(B, longest) int64, filled on the right."""
+    longest = max(len(row) for row in rows)
+    padded = np.full((len(rows), longest), fill, dtype=np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def document_positions(starts: Sequence[Sequence[int] | np.ndarray], length: int) -> torch.Tensor:
+    """(B, length) position ids that begin again at 0 with every document of a block."""
+    rows = np.empty((len(starts), length), dtype=np.int64)
+    for i, row in enumerate(starts):
+        begins = np.zeros(length, dtype=np.int64)
+        inside = np.asarray([s for s in row if s < length], dtype=np.int64)
+        begins[inside] = inside
+        rows[i] = np.arange(length) - np.maximum.accumulate(begins)
+    return torch.from_numpy(rows)

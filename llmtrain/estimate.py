@@ -1,0 +1,61 @@
+"""What a run will need, from its config alone: nothing is allocated, the model is built on the meta device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmtrain.errors import DeviceError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# fp32 weight, gradient and AdamW's two means: 4 bytes each.
+TRAINING_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Attributes: parameters: of the model, a tied one once. training_bytes: weights, gradients and optimizer."""
+
+    parameters: int
+
+    @property
+    def training_bytes(self) -> int:
+        return self.parameters * TRAINING_BYTES
+
+
+def estimate(config: PretrainedConfig) -> Estimate:
+    """Count the parameters of a causal language model of this config."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return Estimate(sum(p.numel() for p in model.parameters()))
+
+
+def available_bytes(device: str) -> int:
+    """Free memory of the device that weights and optimizer live on."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def refuse_too_large(config: PretrainedConfig, device: str) -> Estimate:
+    """The estimate, before anything is allocated.
+
+    Raises:
+        DeviceError: weights, gradients and optimizer alone need more than is free.
+    """
+    needed, free = estimate(config), available_bytes(device)
+    if needed.training_bytes > free:
+        raise DeviceError(
+            f"the model has {needed.parameters:,} parameters: weights, gradients and optimizer need {needed.training_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device}",
+            fix="a smaller model, or a machine with more memory",
+        )
+    return needed

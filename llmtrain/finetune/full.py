@@ -1,0 +1,19 @@
+"""Everything moves, from the first step to the last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmtrain.finetune.base import Finetune, Phase
+
+if TYPE_CHECKING:
+    from llmtrain.model.anatomy import Anatomy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Finetune):
+    """Train all parameters in one phase."""
+
+    def plan(self, anatomy: Anatomy) -> list[Phase]:
+        return [Phase(until=1.0, trainable=frozenset(anatomy.sections))]

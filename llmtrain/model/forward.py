@@ -1,0 +1,351 @@
+"""The short forward: body → positions that have a label → head → sum of losses. The modules stay the family's own.
+
+    hidden_states(model, input_ids=…)             (B, T, W)   the body, without the head
+    vocabulary_loss(model, inputs, labels)        ()          the sum of cross entropies over the vocabulary
+    linear_cross_entropy(hidden, weight, bias, labels)        the same from states and matrix; the logits never exist at once
+    use_cpu_attention(model)                                  attention that trains faster than torch's own on a CPU
+
+None of it changes a parameter's name, a config, or what is saved.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+IGNORED = -100  # a label that asks for nothing, as everywhere in torch
+LOGITS = 2**22  # logits that exist at once: 16 MiB in fp32; fewer cost time, more bring none (measured: 2**20 to 2**24)
+ATTENTION = "llmtrain_cpu"  # the name under which transformers knows `cpu_attention`
+ROWS = 64  # queries that attend at once
+LONGEST = 512  # tokens; above, what is kept for backward grows past what time it saves
+
+_FITS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+# --- body → head ---------------------------------------------------------------------------------------------------
+
+
+def hidden_states(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
+    """The last hidden state (B, T, W) of the body: what the head reads.
+
+    Without a cache of keys and values: it costs memory, and with it transformers does not see document borders in
+    position_ids.
+    """
+    body = model.base_model
+    states: Tensor = body(**inputs, **_no_cache(body)).last_hidden_state
+    return states
+
+
+def vocabulary_loss(model: PreTrainedModel, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    """The sum of cross entropies of a language model, a scalar in fp32.
+
+    Args:
+        inputs: arguments of the body, each (B, T).
+        labels: (B, T), aligned with the logits; IGNORED where nothing is asked.
+    """
+    if fits(model):
+        weight, bias = vocabulary_head(model)
+        return linear_cross_entropy(hidden_states(model, **inputs).flatten(0, 1), weight, bias, labels.flatten())
+    logits = model(**inputs, **_no_cache(model)).logits  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def vocabulary_head(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+    """Weight (V, W) and bias (V,) of the output layer, for a model that `fits`."""
+    head = model.get_output_embeddings()
+    return head.weight, head.bias
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def fits(model: PreTrainedModel) -> bool:
+    """Whether the family's logits are one plain Linear of the last hidden state; asked once for each model.
+
+    Not so where logits are capped (Gemma 2) or scaled (Cohere), or where the head has more layers (BERT). Found out
+    by one tiny pass in which the Linear answers with a ramp from -100 to 100: small logits would hide a cap.
+    """
+    if model not in _FITS:
+        _FITS[model] = type(model.get_output_embeddings()) is nn.Linear and not model.config.is_encoder_decoder and _plain(model)
+    return _FITS[model]
+
+
+def _plain(model: PreTrainedModel) -> bool:
+    head, read = model.get_output_embeddings(), []
+
+    def answer(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        read.append(args[0])
+        return _ramp(output)
+
+    ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+    tiny = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with _evaluating(model), torch.no_grad():
+        states = hidden_states(model, **tiny)
+        hook = head.register_forward_hook(answer)
+        try:
+            logits = model(**tiny, **_no_cache(model)).logits
+        finally:
+            hook.remove()
+    return len(read) == 1 and torch.equal(read[0], states) and torch.equal(logits, _ramp(logits))
+
+
+def _ramp(like: Tensor) -> Tensor:
+    return torch.linspace(-100, 100, like.numel(), device=like.device).view(like.shape).to(like.dtype)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """eval(), and afterwards each module in the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _no_cache(module: nn.Module) -> dict[str, bool]:
+    return {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
+
+
+# --- the vocabulary projection and its loss ------------------------------------------------------------------------
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """Sum of cross entropies of softmax(hidden · weightᵀ + bias), a scalar in fp32.
+
+    Equals F.cross_entropy(F.linear(hidden, weight, bias), labels, reduction="sum") without the (N, V) logits: they are
+    made, and their gradients used up, a few hundred rows at a time, in the forward pass. Matrix products run in the
+    autocast type where autocast is on, else in the type of `hidden`; softmax and sums in fp32.
+
+    Args:
+        hidden: (N, W).
+        weight: (V, W).
+        bias: (V,) or None.
+        labels: (N,), IGNORED where nothing is asked: such a row is dropped before the projection.
+
+    Returns:
+        The sum; 0 with zero gradients where no row has a label. Backward works once: the gradients are handed over,
+        not copied.
+    """
+    kept = (labels != IGNORED).nonzero().squeeze(1)  # on CUDA a synchronisation point
+    if len(kept) < len(labels):
+        hidden, labels = hidden.index_select(0, kept), labels[kept]
+    by_hidden, by_weight, by_bias = (torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias))
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, (by_hidden, by_weight, by_bias))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, wanted: tuple[bool, bool, bool]) -> Tensor:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        with torch.autocast(kind, enabled=False):
+            loss, *gradients = _chunked(hidden, weight.to(dtype), None if bias is None else bias.to(dtype), labels, wanted)
+        ctx.gradients, ctx.dtypes = gradients, [t.dtype if t is not None else None for t in (hidden, weight, bias)]
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of linear_cross_entropy are gone: backward works once for each forward")
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(None if g is None else g.to(dtype).mul_(by_loss) for g, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None
+
+
+def _chunked(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The loss, and where wanted its gradients by hidden (in the type of weight), by weight and by bias (in fp32)."""
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    by_hidden = torch.empty_like(hidden, dtype=weight.dtype) if wanted[0] else None
+    by_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
+    by_bias = torch.zeros(len(weight), dtype=torch.float32, device=hidden.device) if wanted[2] else None
+    rows = max(1, LOGITS // len(weight))
+    for start in range(0, len(labels), rows):
+        x, y = hidden[start : start + rows].to(weight.dtype), labels[start : start + rows, None]
+        logits = F.linear(x, weight, bias)  # (rows, V)
+        loss, error = _softmax_error(logits, y)
+        total += loss
+        if by_bias is not None:
+            by_bias += error.sum(0)
+        if by_hidden is not None or by_weight is not None:
+            error = error if error.dtype == logits.dtype else logits.copy_(error)
+        if by_hidden is not None:
+            torch.mm(error, weight, out=by_hidden[start : start + rows])
+        if by_weight is not None:
+            by_weight += torch.mm(error.T, x)
+    return total, by_hidden, by_weight, by_bias
+
+
+def _softmax_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of losses and its gradient by logits, softmax - one-hot (rows, V), both in fp32; labels (rows, 1).
+
+    logsumexp is taken from the largest probability, p = exp(largest - logsumexp), which cannot underflow: that saves
+    the log-softmax and its exponential.
+    """
+    logits = logits.float()
+    p = logits.softmax(-1)
+    losses = logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log() - logits.gather(1, labels)
+    return losses.sum(), p.scatter_add_(1, labels, p.new_full((1, 1), -1).expand_as(labels))
+
+
+# --- attention on a CPU --------------------------------------------------------------------------------------------
+
+
+def use_cpu_attention(model: PreTrainedModel) -> bool:
+    """Let a model on the CPU attend by `cpu_attention`; says whether it now does.
+
+    Only where the family takes its attention from transformers' common table, without a version of its own, and
+    sdpa was chosen. The choice is not part of the saved config.
+    """
+    import transformers
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    family = sys.modules[type(model).__module__]
+    common = getattr(family, "ALL_ATTENTION_FUNCTIONS", None) is ALL_ATTENTION_FUNCTIONS
+    if not common or model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
+        return False
+    transformers.AttentionInterface.register(ATTENTION, cpu_attention)
+    transformers.AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model.set_attn_implementation(ATTENTION)
+    return True
+
+
+def cpu_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Softmax attention as transformers calls it; sdpa where it has nothing to offer (`_attends`).
+
+    Torch's flash kernel is slow on a CPU, most of all backward. This does the same sums with batched matrix products
+    over blocks of queries, leaves out the keys that a block cannot see (above the diagonal, of other documents,
+    padding), and keeps the probabilities for backward: at most B · H · T² numbers, 0.6 of that where causal at T = 256.
+
+    Args:
+        query: (B, H, T, D).
+        key, value: (B, H or fewer, T, D).
+        attention_mask: (B or 1, H or 1, T, T), True where a query may look; None: everything, or causal.
+        dropout: probability of leaving out a probability; its draws are not those of sdpa.
+        scaling: of query · key; None: 1/√D.
+
+    Returns:
+        (B, T, H, D) and None. A query that may look nowhere gets 0.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if not _attends(query, key, attention_mask, kwargs):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)  # type: ignore[no-any-return]
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (t.to(torch.get_autocast_dtype("cpu")) for t in (query, key, value))
+    key, value = (t if t.shape[1] == query.shape[1] else t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
+    causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _BlockAttention.apply(query, key, value, attention_mask, causal, scale, dropout), None  # type: ignore[no-untyped-call]
+
+
+def _attends(query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
+    (B, H, T, _), S = query.shape, key.shape[2]
+    plain = all(kwargs.get(name) is None for name in ("position_bias", "softcap", "cache", "s_aux")) and not kwargs.get("output_attentions")
+    shapes = S == T and 1 < T <= LONGEST and key.shape[0] == B and H % key.shape[1] == 0
+    masked = mask is None or (mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[0] in (1, B) and mask.shape[1] in (1, H) and mask.shape[2:] == (T, T))
+    known = query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
+    return plain and shapes and masked and known
+
+
+class _BlockAttention(torch.autograd.Function):
+    """Attention over blocks of ROWS queries, each with the span of keys that it sees; scores and softmax in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float, dropout: float) -> Tensor:
+        B, H, T, _ = query.shape
+        q, k, v = (t.reshape(B * H, T, -1) for t in (query, key, value))
+        draw = torch.Generator().manual_seed(int(torch.randint(2**62, ()))) if dropout else None
+        out = value.new_empty(B, T, H, v.shape[-1])
+        spans, kept = _spans(mask, causal, T), []
+        with torch.autocast("cpu", enabled=False):
+            scaled, whole = q.float() * scale, k.float()
+            for rows, keys in spans:
+                p = torch.bmm(scaled[:, rows], whole[:, keys].mT).view(B, H, rows.stop - rows.start, -1)
+                p = _masked_softmax(p, mask, causal, rows, keys).flatten(0, 1).to(q.dtype)
+                used = p
+                if draw is not None:
+                    p = torch.where(_dropped(p, dropout, draw), -p, p)
+                    used = p.relu().div_(1 - dropout)
+                out[:, rows] = torch.bmm(used, v[:, keys]).view(B, H, rows.stop - rows.start, -1).transpose(1, 2)
+                kept.append(p)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.spans, ctx.scale, ctx.dropout, ctx.heads = spans, scale, dropout, (B, H)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *kept = ctx.saved_tensors
+        g = by_out.transpose(1, 2).flatten(0, 1)  # (B · H, T, D)
+        by_q, by_k, by_v = torch.empty_like(q), torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        with torch.autocast("cpu", enabled=False):
+            for (rows, keys), p in zip(ctx.spans, kept, strict=True):
+                by_p, used = torch.bmm(g[:, rows], v[:, keys].mT), p
+                if ctx.dropout:
+                    used = p.relu().div_(1 - ctx.dropout)
+                    by_p, p = by_p.mul_(p > 0).div_(1 - ctx.dropout), p.abs()
+                by_score = torch._softmax_backward_data(by_p, p, -1, p.dtype)
+                by_q[:, rows] = torch.bmm(by_score, k[:, keys]).mul_(ctx.scale)
+                by_k[:, keys] += torch.bmm(by_score.mT, q[:, rows])
+                by_v[:, keys] += torch.bmm(used.mT, g[:, rows])
+        gradients = by_q, by_k.mul_(ctx.scale).to(k.dtype), by_v.to(v.dtype)
+        return *(t.view(*ctx.heads, *t.shape[1:]) for t in gradients), None, None, None, None
+
+
+def _spans(mask: Tensor | None, causal: bool, length: int) -> list[tuple[slice, slice]]:
+    """Blocks of queries, each with the keys from the first to the last that any of them sees."""
+    spans = []
+    for start in range(0, length, ROWS):
+        stop = min(start + ROWS, length)
+        first, end = 0, stop if causal else length
+        if mask is not None:
+            seen = mask[:, :, start:stop].flatten(0, 2).any(0).nonzero()
+            first, end = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 1)
+        spans.append((slice(start, stop), slice(first, end)))
+    return spans
+
+
+def _masked_softmax(scores: Tensor, mask: Tensor | None, causal: bool, rows: slice, keys: slice) -> Tensor:
+    """Softmax over the keys that a query sees, 0 where it sees none; scores (B, H, queries, keys) are overwritten."""
+    if causal:  # the keys before the block are seen by all of it
+        later = torch.ones(rows.stop - rows.start, rows.stop - rows.start, dtype=torch.bool).triu_(1)
+        scores[..., rows.start :].masked_fill_(later, float("-inf"))
+    if mask is None:
+        return scores.softmax(-1)
+    seen = mask[:, :, rows, keys]
+    p = scores.masked_fill_(~seen, float("-inf")).softmax(-1)
+    blind = ~seen.any(-1, keepdim=True)
+    return p.masked_fill_(blind, 0) if bool(blind.any()) else p
+
+
+def _dropped(like: Tensor, p: float, draw: torch.Generator) -> Tensor:
+    """True with probability p, to 1/65536: 16 bits of each random word decide, which is four times faster."""
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=draw)
+    return (words.view(torch.int16)[: like.numel()] < round(p * 2**16) - 2**15).view(like.shape)

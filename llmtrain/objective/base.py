@@ -1,0 +1,138 @@
+"""What a model is asked: text to ids, ids to batches, batches to sums of losses, sums to metrics.
+
+A loss is a sum and a count for each term. Who divides is the trainer, once for an update, over all micro-batches and
+processes: the mean of means is another number wherever counts differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from llmtrain.errors import require
+from llmtrain.model.base import Attention, Head
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # a label that asks for nothing, as everywhere in torch
+
+
+class Direction(Enum):
+    """Which way a metric gets better."""
+
+    lower = "lower"
+    higher = "higher"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What the random choices of a batch depend on, besides the sample: the seed, and the epoch or "eval"."""
+
+    seed: int
+    epoch: int | Literal["eval"]
+
+
+@dataclass
+class Batch:
+    """Tensors of one micro-batch, and what is known of it before any forward pass.
+
+    Attributes:
+        inputs: arguments of the model's body, each (B, T).
+        labels: for each term, aligned with that term's logits; IGNORED where nothing is asked.
+        counts: for each term, how many targets there are.
+        sizes: other totals, such as input tokens and bytes of text.
+        samples: the sample ids.
+        real: False for a batch that only keeps a process in step with the others; it counts for nothing.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    labels: dict[str, torch.Tensor]
+    counts: dict[str, int]
+    sizes: dict[str, int]
+    samples: list[int]
+    real: bool = True
+
+    def to(self, device: torch.device) -> Batch:
+        def move(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+        return dataclasses.replace(self, inputs=move(self.inputs), labels=move(self.labels))
+
+    def blank(self) -> Batch:
+        """The same tensors, counting for nothing."""
+        nothing = {name: 0 for name in self.counts}
+        return dataclasses.replace(self, counts=nothing, sizes={name: 0 for name in self.sizes}, samples=[], real=False)
+
+
+@dataclass
+class Totals:
+    """Sums over a whole evaluation, over all processes: the only thing that metrics are made from."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)
+
+    def mean(self, term: str) -> float:
+        """The mean loss of a term; 0 where it had no target."""
+        return self.sums[term] / self.counts[term] if self.counts[term] else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """A question to a model.
+
+    Class attributes:
+        head: which head the model must wear.
+        attention: which models can answer; None: any.
+        static: whether a sample's input is the same in every epoch (a cache of frozen layers asks).
+        terms: names of the loss terms.
+        metric_directions: name → which way it gets better, for `evaluation.best_metric`.
+
+    Attributes:
+        weights: of the terms in the total loss.
+    """
+
+    head: ClassVar[Head]
+    attention: ClassVar[Attention | None]
+    static: ClassVar[bool]
+    terms: ClassVar[tuple[str, ...]]
+    metric_directions: ClassVar[dict[str, Direction]]
+
+    weights: dict[str, float]
+
+    def __post_init__(self) -> None:
+        require(set(self.weights) == set(self.terms), "weights", self.weights, f"one number for each of: {', '.join(self.terms)}")
+        for term, weight in self.weights.items():
+            require(0 <= weight < float("inf"), f"weights.{term}", weight, "0 or more, finite")
+        require(any(self.weights.values()), "weights", self.weights, "at least one above 0")
+
+    @abstractmethod
+    def examples(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+        """Ids instead of text, made once and kept on disk. Each row has `length`, its number of input tokens."""
+
+    @abstractmethod
+    def collate(self, examples: list[dict[str, Any]], draw: Draw) -> Batch:
+        """A batch from rows of `examples`, each with its id as `sample`. A function of (rows, draw) alone."""
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """The sum of losses of each term, a scalar in fp32."""
+
+    @abstractmethod
+    def metrics(self, totals: Totals) -> dict[str, float]:
+        """Named numbers from the totals of an evaluation."""
+
+    def references(self, examples: Dataset) -> dict[str, float]:
+        """What knowing nothing would give on these examples, to hold the metrics against."""
+        return {}
+
+    def without_effect(self) -> dict[str, str]:
+        """Settings that change nothing under the others: name → why."""
+        return {}

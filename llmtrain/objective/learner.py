@@ -1,0 +1,26 @@
+"""The one module that is prepared, compiled, wrapped and called.
+
+Calling a part of a prepared model instead would silently leave autocast and the reduction of gradients: bf16 computes
+in fp32, and the processes drift apart.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from llmtrain.objective.base import Batch, Objective
+
+
+class Learner(nn.Module):
+    """A model with the question it is asked: `forward(batch)` gives the sum of losses of each term."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        sums = self.objective.losses(self.model, batch)
+        # A batch that only keeps this process in step still runs backward, so that all processes meet; times zero.
+        return sums if batch.real else {term: value * 0.0 for term, value in sums.items()}

@@ -1,0 +1,82 @@
+"""AdamW over groups of parameters.
+
+Loshchilov & Hutter 2017, arXiv 1711.05101. Weight decay goes by what a parameter is, not by its name: matrices decay,
+biases and the gains of norms do not (names like `ln_f` and `layer_norm` have fooled many patterns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmtrain.errors import require
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW.
+
+    Attributes:
+        lr: peak learning rate; the schedule's factor multiplies it.
+        weight_decay: decoupled, for matrices only.
+        beta1, beta2: decay of the running means of gradients and of their squares.
+        epsilon: added to the denominator.
+    """
+
+    lr: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        require(0 < self.lr < float("inf"), "lr", self.lr, "a finite number above 0")
+        require(0 <= self.weight_decay < float("inf"), "weight_decay", self.weight_decay, "0 or more, finite")
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 or more and below 1")
+        require(0 < self.epsilon < 1, "epsilon", self.epsilon, "above 0 and below 1")
+
+    def build(self, model: nn.Module, trainable: Iterable[str], lr_scale: Mapping[str, float]) -> torch.optim.AdamW:
+        """AdamW over the trainable parameters of `model` alone: a frozen one that is listed would still decay."""
+        import torch
+
+        names = set(trainable)
+        groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in model.named_parameters():
+            if name in names:
+                decay = self.weight_decay if decays(parameter) else 0.0
+                groups.setdefault((decay, lr_scale.get(name, 1.0)), []).append((name, parameter))
+        listed: list[dict[str, Any]] = [
+            {"params": [p for _, p in members], "names": [n for n, _ in members], "weight_decay": decay, "lr_scale": scale, "lr": self.lr * scale}
+            for (decay, scale), members in groups.items()
+        ]
+        return torch.optim.AdamW(listed, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.epsilon, fused=True)
+
+
+def decays(parameter: nn.Parameter) -> bool:
+    """Matrices decay; vectors (biases, gains) and scalars do not."""
+    return parameter.ndim >= 2
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group `lr` times its scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
+    """The optimizer's state with parameter names instead of positions, which a changed freeze set would shift."""
+    return {name: optimizer.state[p] for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True) if p in optimizer.state}
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Give each parameter the state of its name, where there is one; others start anew."""
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if name in state:
+                optimizer.state[parameter] = {k: v.clone() if k == "step" else v.to(parameter.device, copy=True) for k, v in state[name].items()}

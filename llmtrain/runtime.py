@@ -1,0 +1,543 @@
+"""The machine: device, precision, threads, processes, the console, a run's folder and its lock.
+
+Nothing here knows what is trained. torch and accelerate are imported only when a run really starts, so that help and
+config errors answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import json
+import logging
+import os
+import platform
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from llmtrain.errors import CheckpointError, ConfigError, DeviceError, DistributedError, Interrupted, LLMTrainError, printable, require
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from rich.console import Console
+
+log = logging.getLogger("llmtrain")
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+# Below this width the casts of autocast cost more than bf16 products gain; `scripts/benchmark precision` measures it.
+BF16_WIDTH = 256
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Precision(Enum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distributed:
+    """Settings of several processes.
+
+    Attributes:
+        timeout_s: seconds that one process waits for another before the run ends.
+    """
+
+    timeout_s: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The top-level keys: where and how a run runs.
+
+    Attributes:
+        device: auto takes cuda, then mps, then cpu. `cuda:1` is written CUDA_VISIBLE_DEVICES=1 device=cuda.
+        devices: processes, one for each device; auto: one.
+        threads: CPU threads of each process; auto: the cores, shared evenly.
+        precision: of the forward and backward pass; weights and optimizer stay in fp32.
+        deterministic: only operations that give the same bits every time (a CPU always does).
+        distributed: settings of several processes.
+        seed: of everything that is drawn.
+        name: a word for the run, part of its folder's name.
+        output_dir: the run's own folder; null makes a new dated one below runs/.
+        resume: auto continues the run in output_dir if there is one; never refuses; must insists; else the path of a
+            run or a checkpoint.
+    """
+
+    device: str
+    devices: str
+    threads: str
+    precision: Precision
+    deterministic: bool
+    distributed: Distributed
+    seed: int
+    name: str | None
+    output_dir: str | None
+    resume: str
+
+    def __post_init__(self) -> None:
+        names = [d.name for d in Device]
+        if self.device.startswith("cuda:"):
+            require(False, "device", self.device, ", ".join(names), fix=f"CUDA_VISIBLE_DEVICES={self.device[5:]} with device=cuda chooses one GPU")
+        require(self.device in names, "device", self.device, ", ".join(names))
+        for field_name in ("devices", "threads"):
+            value = getattr(self, field_name)
+            require(value == "auto" or (value.isdigit() and int(value) >= 1), field_name, value, "auto, or a whole number from 1")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295 (2³² − 1)")
+        require(self.distributed.timeout_s >= 1, "distributed.timeout_s", self.distributed.timeout_s, "1 second or more")
+        ok = self.name is None or (NAME.fullmatch(self.name) is not None and self.name not in (".", ".."))
+        require(ok, "name", self.name, "1 to 100 letters, digits, '.', '_' or '-'")
+        wrong = self.precision is Precision.fp16 and self.device == "cpu"
+        require(not wrong, "precision", "fp16", "fp32 or bf16 on a CPU, which has no fp16 training", fix="precision=bf16 or precision=auto")
+
+    @property
+    def processes(self) -> int:
+        return 1 if self.devices == "auto" else int(self.devices)
+
+
+def single(device: str, threads: str, precision: Precision) -> Settings:
+    """Settings of a command that makes no run."""
+    nothing = {"name": None, "output_dir": None, "resume": "never", "deterministic": False, "seed": 0}
+    return Settings(device=device, devices="auto", threads=threads, precision=precision, distributed=Distributed(timeout_s=600), **nothing)  # type: ignore[arg-type]
+
+
+# --- one process of a run -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Runtime:
+    """What a run stands on, once decided: everything `auto` is replaced.
+
+    Attributes:
+        device: cpu, cuda or mps.
+        device_name: as a person would call it.
+        precision: fp32, bf16 or fp16, and `why`.
+        threads: CPU threads of this process.
+        rank, world: this process and how many there are.
+        accelerator: Accelerate's, with gradient accumulation left at 1: the trainer groups micro-batches itself.
+        warnings: what was said at warning level, for run.json.
+    """
+
+    settings: Settings
+    device: str
+    device_name: str
+    precision: Precision
+    why: str
+    threads: int
+    rank: int
+    world: int
+    accelerator: Accelerator
+    console: Console
+    warnings: list[str] = field(default_factory=list)
+    signalled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """The sums of `values` over all processes, in float64: every process gets the same numbers."""
+        if self.world == 1:
+            return values
+        import torch
+
+        tensor = torch.tensor(values, dtype=torch.float64 if self.device != "mps" else torch.float32, device=self.accelerator.device)
+        torch.distributed.all_reduce(tensor)
+        return [float(v) for v in tensor.tolist()]
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any process."""
+        return self.sum([float(flag)])[0] > 0
+
+    def broadcast(self, value: Any) -> Any:
+        """The main process's `value`, on every process."""
+        if self.world == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+    def peak_memory_mb(self) -> float:
+        """The most memory held so far: the GPU's where there is one, else this process's resident set."""
+        if self.device == "cuda":
+            import torch
+
+            return torch.cuda.max_memory_allocated() / 2**20
+        return peak_resident_mb()
+
+
+def peak_resident_mb() -> float:
+    """Peak resident set of this process in MiB; nan where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def start(settings: Settings, width: int | None = None) -> Runtime:
+    """Decide device, precision and threads, join the other processes, and make the Accelerator.
+
+    Args:
+        width: the model's hidden size, which decides `precision=auto` on a CPU.
+
+    Raises:
+        DeviceError: a device or a precision that this machine lacks.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+    from accelerate.utils import InitProcessGroupKwargs
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    threads = decide_threads(settings.threads, world)
+    torch.set_num_threads(threads)
+    keep_memory()
+    device = decide_device(settings.device)
+    precision, why = decide_precision(settings.precision, device, width)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    # Accelerate's state belongs to the process and would keep the precision of an earlier run. These two resets are
+    # private, and the only way to run twice in one process (accelerate 1.15).
+    AcceleratorState._reset_state(reset_partial_state=not in_worker())
+    GradientState._reset_state()
+    mixed = "no" if precision is Precision.fp32 else precision.name
+    group = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=settings.distributed.timeout_s))
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[group])
+    console = make_console(quiet=accelerator.process_index != 0)
+    return Runtime(
+        settings=settings,
+        device=device,
+        device_name=device_name(device),
+        precision=precision,
+        why=why,
+        threads=threads,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        accelerator=accelerator,
+        console=console,
+    )
+
+
+def decide_threads(wanted: str, world: int) -> int:
+    """auto: the cores that this process may use, shared by the processes of this machine."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, cores // local) if wanted == "auto" else int(wanted)
+
+
+def decide_device(wanted: str) -> str:
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available[wanted]:
+        raise DeviceError(f"device={wanted}: this machine has none, or this torch ({torch.__version__}) cannot use it", allowed=", ".join(n for n, t in available.items() if t), fix="device=auto takes what is there")
+    return wanted
+
+
+def decide_precision(wanted: Precision, device: str, width: int | None) -> tuple[Precision, str]:
+    """The precision, and why. A CPU without bf16 instructions, or a narrow model, is faster in fp32."""
+    if wanted is Precision.fp16 and device == "cpu":
+        raise ConfigError("precision=fp16 on a CPU, which has no fp16 training", allowed="fp32, bf16", fix="precision=auto")
+    supported = has_bf16(device)
+    if wanted is Precision.bf16 and not supported:
+        raise DeviceError(f"precision=bf16: this {device} has no bf16 arithmetic", allowed="fp32" + (", fp16" if device == "cuda" else ""), fix="precision=auto")
+    if wanted is not Precision.auto:
+        return wanted, "as configured"
+    if device == "cuda":
+        return (Precision.bf16, "the GPU has it") if supported else (Precision.fp16, "the GPU has no bf16")
+    if device == "mps" or not supported:
+        return Precision.fp32, f"{device} without bf16 arithmetic" if device == "cpu" else "the safe choice on mps"
+    if width is not None and width < BF16_WIDTH:
+        return Precision.fp32, f"the processor has bf16, but a model {width} wide is faster without"
+    return Precision.bf16, "the processor has it"
+
+
+def has_bf16(device: str) -> bool:
+    """Whether `device` multiplies bf16 matrices in hardware."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "mps":
+        return False
+    if platform.machine() in ("arm64", "aarch64"):
+        # No portable question exists for arm64; oneDNN and ACL use bf16 where the kernel lists the feature.
+        return "bf16" in cpu_flags()
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+def cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return set(line[1].split()) if line else set()
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    if device == "mps":
+        return "Apple GPU"
+    try:
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else (platform.processor() or platform.machine())
+
+
+def keep_memory() -> bool:
+    """Tell glibc's allocator to keep the large blocks that every step frees and asks for again.
+
+    By default each is returned to the system and its pages are cleared anew. Does nothing elsewhere than on glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        return bool(libc.mallopt(m_mmap_threshold, 1 << 30)) and bool(libc.mallopt(m_trim_threshold, 2**31 - 1))
+    except (OSError, AttributeError):
+        return False
+
+
+# --- console and log ----------------------------------------------------------------------------------------------
+
+
+def make_console(quiet: bool = False, stderr: bool = False) -> Console:
+    """Markup is off: text from data must never drive the terminal."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, quiet=quiet, stderr=stderr, soft_wrap=False)
+
+
+@contextlib.contextmanager
+def logging_to(runtime: Runtime, folder: Path | None) -> Iterator[None]:
+    """Show what the `llmtrain` logger says on the console, keep it in train.log, and keep warnings for run.json."""
+    handlers: list[logging.Handler] = [_ConsoleHandler(runtime)]
+    if folder is not None and runtime.main:
+        handlers.append(logging.FileHandler(folder / "train.log", encoding="utf-8"))
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+class _ConsoleHandler(logging.Handler):
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__()
+        self.runtime = runtime
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = printable(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            self.runtime.warnings.append(message)
+            message = f"warning: {message}"
+        self.runtime.console.print(message, markup=False)
+
+
+# --- a run's folder -----------------------------------------------------------------------------------------------
+
+
+def new_run_folder(verb: str, settings: Settings) -> Path:
+    """The run's folder: `output_dir`, or a new dated one, created exclusively so that two runs never share it."""
+    if settings.output_dir is not None:
+        folder = Path(settings.output_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DeviceError(f"output_dir={folder}: {error.strerror}", fix="name a folder that can be written") from error
+        return folder
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    base = f"{stamp}-{settings.name}" if settings.name else stamp
+    for attempt in range(100):
+        folder = Path("runs") / verb / (base if not attempt else f"{base}-{attempt + 1}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise DeviceError(f"{folder}: {error.strerror}", fix="output_dir=FOLDER names another place") from error
+    raise DeviceError(f"runs/{verb}/{base}: taken a hundred times over")
+
+
+def newest_run() -> Path:
+    """The run below runs/ whose final/ was written last.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = sorted(Path("runs").glob("*/*/final/config.json"), key=lambda p: (p.stat().st_mtime, str(p)))
+    if not found:
+        raise CheckpointError("model.checkpoint=newest: there is no finished run below runs/", fix="`llmtrain pretrain` makes one; model.checkpoint=FOLDER names another")
+    return found[-1].parent.parent
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder: an operating system lock, so a holder that dies releases it."""
+    lock = FileLock(folder / ".lock")
+    note = folder / ".lock-holder.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        try:
+            holder = json.loads(note.read_text())
+        except (OSError, ValueError):
+            holder = {}
+        raise DeviceError(f"{folder} is in use by pid {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}", fix="wait for it, or give another output_dir") from None
+    try:
+        now = datetime.datetime.now().isoformat(timespec="seconds")
+        note.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}))
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+        lock.release()
+
+
+# --- signals ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stopping_on_signals(event: threading.Event) -> Iterator[None]:
+    """SIGTERM and Ctrl-C set `event`, and the loop acts at its next step; a second Ctrl-C ends the process at once.
+
+    A handler must not save: it can interrupt a save half way.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and event.is_set():
+            raise Interrupted("interrupted twice: stopped at once", fix="the same command goes on from the last checkpoint")
+        event.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- several processes --------------------------------------------------------------------------------------------
+
+
+def in_worker() -> bool:
+    """Whether a launcher (torchrun, accelerate launch, ours) started this process as one of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def launched_by_us() -> bool:
+    return os.environ.get("LLMTRAIN_LAUNCHED") == "1"
+
+
+def rendezvous(settings: Settings) -> Callable[[Any], Any]:
+    """Join the other processes before a device is chosen; returns what hands the main process's value to all."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    import torch
+
+    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    PartialState(cpu=cpu, timeout=datetime.timedelta(seconds=settings.distributed.timeout_s))
+    return lambda value: broadcast_object_list([value])[0]
+
+
+def leave_group() -> None:
+    """Take leave of the other processes, where there are any: torch warns where that is forgotten."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def launch(folder: Path, verb: str, settings: Settings) -> int:
+    """Start `devices` processes on this machine through torchrun, and return the code that they left.
+
+    Signals go on to all of them; the exit code of torchrun itself is 1 whatever happened.
+    """
+    results(folder)
+    environment = {**os.environ, "LLMTRAIN_LAUNCHED": "1"}
+    threads = decide_threads(settings.threads, settings.processes)
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
+    arguments = ["--standalone", "--nproc-per-node", str(settings.processes), "-m", "llmtrain.worker", str(folder), verb]
+    # torchrun prints a page of its own for every failed rank: ours stands in the ranks' result files.
+    with (folder / "torchrun.log").open("ab") as errors, tempfile.TemporaryDirectory() as logs:
+        child = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--log-dir", logs, *arguments], env=environment, stderr=errors)
+        before = {n: signal.signal(n, lambda number, _: child.send_signal(number)) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            code = child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    left = results(folder)
+    failed = [result for result in left if result[0]]
+    if failed:
+        print(failed[0][1], file=sys.stderr)
+        return failed[0][0]
+    if code or len(left) < settings.processes:
+        raise DistributedError(f"{settings.processes - len(left)} of {settings.processes} processes died without a word", fix=f"what they printed stands in {folder / 'torchrun.log'}")
+    return 0
+
+
+def leave_result(folder: Path, rank: int, error: LLMTrainError | None) -> None:
+    """A rank's last word, for the command that started it: torchrun turns every exit code into 1."""
+    content = {"exit_code": error.exit_code if error else 0, "screen": error.screen() if error else ""}
+    with contextlib.suppress(OSError):
+        (folder / f".result-{rank}.json").write_text(json.dumps(content))
+
+
+def results(folder: Path) -> list[tuple[int, str]]:
+    """What the ranks left: (exit code, screen) each, and the files are taken away."""
+    found = []
+    for path in sorted(folder.glob(".result-*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            content = json.loads(path.read_text())
+            found.append((int(content["exit_code"]), str(content["screen"])))
+        path.unlink(missing_ok=True)
+    return found
+
+
+def torch_device(runtime: Runtime) -> torch.device:
+    return runtime.accelerator.device

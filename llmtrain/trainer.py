@@ -1,0 +1,501 @@
+"""The loop: one for every objective, every finetuning mode, one device or many.
+
+It knows steps, hooks and saving. It knows neither models nor tokens: a batch says how many targets it holds before
+any forward pass, a learner gives sums, and the division happens here, once for an update:
+
+    Σ over terms of  weight · (sum over micro-batches and processes) / (count over micro-batches and processes)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmtrain import checkpoint
+from llmtrain.callback.base import Callback, Run, Step
+from llmtrain.errors import ConfigError, NonFiniteError, Stopped, require
+from llmtrain.finetune.base import Phase
+from llmtrain.objective.base import Batch, Direction, Draw, Objective, Totals
+from llmtrain.optimizer import Optimizer, load_state, set_lr, state_by_name
+from llmtrain.runtime import Runtime
+from llmtrain.schedule.base import Progress, Schedule
+from llmtrain.seeding import key
+from llmtrain.state import SIGNAL, RunState
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from llmtrain.data.loader import Order
+
+log = logging.getLogger("llmtrain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How long to train and in which portions.
+
+    Attributes:
+        max_steps, max_epochs, max_tokens: the budget in updates, passes over the data or input tokens; exactly one.
+        batch_size: sequences of an update, the same on any number of devices.
+        micro_batch_size: sequences of a forward pass on one device; null: all of a device's share at once.
+        clip_norm: largest norm of the whole gradient; null: no clipping.
+        log_every_steps: updates between two records.
+        gradient_checkpointing: forget activations and compute them again in the backward pass: less memory, slower.
+        compile: torch.compile the learner: minutes at the start, faster steps.
+    """
+
+    max_steps: int | None
+    max_epochs: float | None
+    max_tokens: int | None
+    batch_size: int
+    micro_batch_size: int | None
+    clip_norm: float | None
+    log_every_steps: int
+    gradient_checkpointing: bool
+    compile: bool
+
+    def __post_init__(self) -> None:
+        budgets = {n: getattr(self, n) for n in ("max_steps", "max_epochs", "max_tokens") if getattr(self, n) is not None}
+        require(len(budgets) == 1, "max_steps", self.max_steps, "exactly one of max_steps, max_epochs, max_tokens")
+        for name, value in budgets.items():
+            require(0 < value < float("inf") and (name == "max_epochs" or value >= 1), name, value, "above 0, finite")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 sequence or more")
+        require(self.micro_batch_size is None or self.micro_batch_size >= 1, "micro_batch_size", self.micro_batch_size, "1 sequence or more, or null")
+        require(self.clip_norm is None or 0 < self.clip_norm < float("inf"), "clip_norm", self.clip_norm, "above 0, finite, or null")
+        require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "1 update or more")
+
+    def micro_size(self, world: int) -> int:
+        """Sequences of a forward pass.
+
+        Raises:
+            ConfigError: the batch is not a whole number of micro-batches on every process.
+        """
+        micro = self.micro_batch_size or self.batch_size // world
+        if micro < 1 or self.batch_size % (world * micro):
+            size = world * max(micro, 1)
+            near = sorted({max(size, self.batch_size // size * size), (self.batch_size // size + 1) * size})
+            raise ConfigError(
+                f"trainer.batch_size={self.batch_size} is not a multiple of {world} processes × trainer.micro_batch_size={max(micro, 1)}",
+                allowed=" or ".join(f"trainer.batch_size={n}" for n in near),
+            )
+        return micro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """When to evaluate, and by what the best is known.
+
+    Attributes:
+        every_steps: updates between two evaluations; null: only at the end.
+        best_metric: the metric that decides which checkpoint is best, and early stopping.
+        batch_size: sequences of a forward pass on one device; null: as in training.
+        max_samples: sequences of the validation split to use, the same ones every time; null: all.
+    """
+
+    every_steps: int | None
+    best_metric: str
+    batch_size: int | None
+    max_samples: int | None
+
+    def __post_init__(self) -> None:
+        require(self.every_steps is None or self.every_steps >= 1, "every_steps", self.every_steps, "1 update or more, or null")
+        for name in ("batch_size", "max_samples"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "1 or more, or null")
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------
+
+
+def collate(objective: Objective, seed: int, examples: list[dict[str, Any]], epoch: int | str) -> Batch:
+    """A batch for an epoch or for "eval". A plain function, so that workers can be given it."""
+    return objective.collate(examples, Draw(seed, epoch))  # type: ignore[arg-type]
+
+
+def evaluate(call: Callable[[Batch], dict[str, torch.Tensor]], objective: Objective, examples: Dataset, runtime: Runtime, batch_size: int) -> Totals:
+    """Sums, counts and sizes over `examples`, each row exactly once on any number of processes.
+
+    The draws are fixed, the rows stand in their own order, and no global random number is used: it gives the same
+    number every time, and training does not notice that it ran.
+    """
+    import torch
+
+    from llmtrain.data.loader import load, micro_batches
+
+    rows = _by_length(examples)
+    whole = [rows[i : i + batch_size * runtime.world] for i in range(0, len(rows), batch_size * runtime.world)]
+    mine = [m for batch in whole for m in micro_batches(batch, runtime.rank, runtime.world, batch_size)]
+    requests = iter([[(-1, sample, real) for sample in samples] for samples, real in mine])
+    totals = Totals()
+    with torch.no_grad():
+        for batch in load(examples, requests, partial(collate, objective, 0), num_workers=0, seed=0):
+            sums = call(batch.to(runtime.accelerator.device))
+            for into, values in ((totals.sums, sums), (totals.counts, batch.counts), (totals.sizes, batch.sizes)):
+                for name, value in values.items():
+                    into[name] = into.get(name, 0.0) + float(value)
+            if runtime.signalled.is_set() and runtime.world == 1:
+                break  # the loop stops at once; this evaluation is repeated after the resume
+    return _over_processes(totals, runtime)
+
+
+def _by_length(examples: Dataset) -> list[int]:
+    """Row numbers, long rows first: little padding, and a lack of memory shows at once."""
+    lengths = np.asarray(examples.with_format("numpy")["length"])
+    return [int(i) for i in np.argsort(-lengths, kind="stable")]
+
+
+def _over_processes(totals: Totals, runtime: Runtime) -> Totals:
+    parts = (totals.sums, totals.counts, totals.sizes)
+    flat = runtime.sum([value for part in parts for value in part.values()])
+    values = iter(flat)
+    return Totals(*({name: next(values) for name in part} for part in parts))
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Trainer:
+    """Everything a run needs, already built. `fit` runs it.
+
+    Attributes:
+        base: the weights that the run started from, which checkpoints then leave out.
+        resume: the checkpoint to go on from.
+    """
+
+    settings: Settings
+    evaluation: Evaluation
+    checkpoints: checkpoint.Settings
+    optimizer: Optimizer
+    schedule: Schedule
+    model: PreTrainedModel
+    objective: Objective
+    phases: list[Phase]
+    train: Dataset
+    validation: Dataset | None
+    order: Order
+    runtime: Runtime
+    callbacks: list[Callback]
+    folder: Path
+    seed: int
+    num_workers: int
+    config: dict[str, Any] = field(default_factory=dict)
+    base: checkpoint.Base | None = None
+    resume: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.state = RunState()
+        self.total_steps = self._total_steps()
+        self.total_tokens = self.order.tokens(self.total_steps)
+        self.micro_size = self.settings.micro_size(self.runtime.world)
+        self.last_metrics: dict[str, float] = {}
+        self._moments: Mapping[str, Mapping[str, torch.Tensor]] = {}
+        self._scaler: dict[str, Any] | None = None
+
+    def fit(self) -> RunState:
+        """Train until the budget is used up or something asks to stop.
+
+        Raises:
+            NonFiniteError: before the update that would have spoilt the weights.
+            Stopped: a signal came; a checkpoint was saved.
+        """
+        self._restore()
+        self._tell("on_start")
+        self.runtime.console.print(f"resumed from step {self.state.step}" if self.resume else "starting from step 0")
+        try:
+            for index in range(self.state.phase, len(self.phases)):
+                self._fit_phase(index)
+                if self.state.stop:
+                    break
+        finally:
+            self._tell("on_end")
+        if self.state.stop == SIGNAL and self.state.step < self.total_steps:
+            raise Stopped(f"stopped by a signal after step {self.state.step}; the checkpoint is saved", fix=f"the same command with output_dir={self.folder} goes on from here")
+        return self.state
+
+    # --- one phase
+
+    def _fit_phase(self, index: int) -> None:
+        """Build wrapper and optimizer for the phase's trainable set, and run its updates."""
+        phase, state = self.phases[index], self.state
+        if index != state.phase:
+            state.phase, state.phase_step = index, 0
+        last = self.total_steps if index + 1 == len(self.phases) else round(phase.until * self.total_steps)
+        self._call, self._adamw = self._prepare(phase)
+        if self._evaluation_due():  # a signal cut it short before this resume
+            self._boundary()
+        batches = self._batches(index, last - state.step)
+        while state.step < last and not state.stop:
+            began = time.perf_counter()
+            step = self._update(next(batches))
+            self._after(step, time.perf_counter() - began)
+        self._moments = state_by_name(self._inner(self._adamw))
+
+    def _prepare(self, phase: Phase) -> tuple[Callable[[Batch], dict[str, torch.Tensor]], Any]:
+        """The learner as it is called, and the optimizer as it is stepped: wrapped by Accelerate."""
+        import torch
+
+        from llmtrain.objective.learner import Learner
+
+        freeze(self.model, phase)
+        inner = self.optimizer.build(self.model, phase.trainable, phase.lr_scale)
+        load_state(inner, self._moments)
+        accelerator = self.runtime.accelerator
+        accelerator.free_memory()
+        # A new Learner for every phase: Accelerate leaves a module that it has prepared before as it was.
+        call, prepared = accelerator.prepare(Learner(self.model, self.objective), inner)
+        if accelerator.scaler is not None and self._scaler:
+            accelerator.scaler.load_state_dict(self._scaler)
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
+        set_modes(self.model)
+        return torch.compile(call) if self.settings.compile else call, prepared
+
+    def _batches(self, phase: int, updates: int) -> Iterator[list[Batch]]:
+        """This process's micro-batches of each update, from where the state stands."""
+        from llmtrain.data.loader import load, micro_batches
+
+        rank, world, size = self.runtime.rank, self.runtime.world, self.micro_size
+        order = replace(self.order, phase=phase)
+        sizes: list[int] = []
+
+        def requests() -> Iterator[list[tuple[int, int, bool]]]:
+            for (epoch, batch), _ in zip(order.updates(self.state.phase_step), range(updates), strict=False):
+                micro = micro_batches(batch, rank, world, size)
+                sizes.append(len(micro))
+                yield from ([(epoch, sample, real) for sample in samples] for samples, real in micro)
+
+        loader = load(
+            self.train,
+            requests(),
+            partial(collate, self.objective, self.seed),
+            num_workers=self.num_workers,
+            seed=self.seed,
+            pin_memory=self.runtime.device == "cuda",
+        )
+        group: list[Batch] = []
+        done = 0
+        for batch in loader:
+            group.append(batch)
+            if len(group) == sizes[done]:
+                yield group
+                group, done = [], done + 1
+
+    # --- one update
+
+    def _update(self, batches: list[Batch]) -> Step:
+        """Forward and backward over the micro-batches, one division, one clip, one step."""
+        import torch
+
+        runtime, state, accelerator = self.runtime, self.state, self.runtime.accelerator
+        terms = list(self.objective.weights)
+        local = [float(sum(b.counts[t] for b in batches)) for t in terms]
+        tokens = float(sum(b.sizes.get("tokens", 0) for b in batches))
+        samples = float(sum(len(b.samples) for b in batches))
+        *counted, all_tokens, all_samples = runtime.sum([*local, tokens, samples])
+        counts = dict(zip(terms, counted, strict=True))
+        lr = self.optimizer.lr * self.schedule.factor(Progress(state.step, state.tokens, self.total_steps, self.total_tokens))
+        set_lr(self._inner(self._adamw), lr)
+        sums = dict.fromkeys(terms, 0.0)
+        for i, batch in enumerate(batches):
+            torch.manual_seed(key(self.seed, "step", runtime.rank, state.micro_step + i))
+            wait = i + 1 < len(batches)
+            with accelerator.no_sync(self._call) if wait and runtime.world > 1 else _nothing():
+                losses = self._call(batch.to(accelerator.device))
+                # DDP averages over processes; times their number, that is the sum.
+                loss = sum(self.objective.weights[t] * losses[t] / counts[t] for t in terms if counts[t]) * runtime.world
+                if any(counts.values()):
+                    accelerator.backward(loss)
+            for t in terms:
+                sums[t] += float(losses[t].detach())  # on a GPU the host waits here for the device
+        totals = dict(zip(terms, runtime.sum([sums[t] for t in terms]), strict=True))
+        norm = float(accelerator.clip_grad_norm_(self._trained, self.settings.clip_norm or math.inf))
+        means = {t: totals[t] / counts[t] if counts[t] else 0.0 for t in terms}
+        self._refuse_non_finite(means, norm, lr, batches)
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        state.step += 1
+        state.phase_step += 1
+        state.micro_step += len(batches)
+        state.tokens += round(all_tokens)
+        state.samples += round(all_samples)
+        for t in terms:
+            value, count = state.window.get(t, [0.0, 0.0])
+            state.window[t] = [value + totals[t], count + counts[t]]
+        return Step(losses=means, lr=lr, grad_norm=norm, tokens=round(all_tokens))
+
+    def _refuse_non_finite(self, means: dict[str, float], norm: float, lr: float, batches: list[Batch]) -> None:
+        """Stop on every process before the update. Under fp16 an infinite gradient alone is the scaler's to skip."""
+        fine = all(map(math.isfinite, means.values())) and (math.isfinite(norm) or self.runtime.accelerator.scaler is not None)
+        if not self.runtime.any(not fine):
+            return
+        last = checkpoint.listed(self.folder)
+        samples = [s for b in batches for s in b.samples]
+        raise NonFiniteError(
+            f"the loss is not finite at step {self.state.step + 1}: loss {means}, gradient norm {norm:.3g}, lr {lr:.3g}, samples {samples[:8]}{'…' if len(samples) > 8 else ''}",
+            fix=f"a lower optimizer.lr or a longer schedule.warmup_steps; last good checkpoint: {last[0] if last else 'none yet'}",
+        )
+
+    # --- what follows an update
+
+    def _after(self, step: Step, seconds: float) -> None:
+        """Say it, evaluate, look for signals, save: in this order, so that a checkpoint holds what all of them did."""
+        state = self.state
+        state.seconds += seconds
+        step = replace(step, seconds=seconds)
+        self._tell("on_step", replace(step, record=self._record(step)))
+        self._boundary()
+
+    def _boundary(self) -> None:
+        state = self.state
+        evaluated = self._evaluation_due()
+        if evaluated:
+            self._evaluate()
+        if self._signalled():
+            state.stop = SIGNAL
+        best = self.checkpoints.keep_best and evaluated and state.best_step == state.step
+        if state.stop or best or state.step == self.total_steps or due(self.checkpoints.every_steps, state.step):
+            self._save()
+
+    def _evaluation_due(self) -> bool:
+        """At every multiple and at the end of the budget, once."""
+        step = self.state.step
+        wanted = step > 0 and (step == self.total_steps or due(self.evaluation.every_steps, step))
+        return self.validation is not None and wanted and self.state.evaluated_step != step
+
+    def _signalled(self) -> bool:
+        """Whether a signal reached any process; from then on all of them know."""
+        if self.runtime.any(self.runtime.signalled.is_set()):
+            self.runtime.signalled.set()
+        return self.runtime.signalled.is_set()
+
+    def _record(self, step: Step) -> dict[str, Any] | None:
+        """A line of metrics.jsonl every log_every_steps: losses are means over the interval's targets."""
+        state = self.state
+        if state.step % self.settings.log_every_steps:
+            return None
+        losses = {f"loss_{t}": s / c if c else 0.0 for t, (s, c) in state.window.items()}
+        state.window = {}
+        return {
+            "step": state.step,
+            "tokens": state.tokens,
+            **losses,
+            "lr": step.lr,
+            "grad_norm": step.grad_norm,
+            "tokens_per_second": round(step.tokens_per_second, 1),
+            "train_seconds": round(state.seconds, 3),
+        }
+
+    def _evaluate(self) -> None:
+        assert self.validation is not None
+        state, began = self.state, time.perf_counter()
+        self.model.eval()
+        size = self.evaluation.batch_size or self.micro_size
+        totals = evaluate(self._call, self.objective, self.validation, self.runtime, size)
+        set_modes(self.model)
+        if self._signalled():
+            return  # it may have ended early; after the resume it is done again
+        self.last_metrics = self.objective.metrics(totals)
+        state.evaluations += 1
+        state.evaluated_step = state.step
+        state.evaluation_seconds += time.perf_counter() - began
+        if self._better(self.last_metrics[self.evaluation.best_metric]):
+            state.best, state.best_step, state.since_best = self.last_metrics[self.evaluation.best_metric], state.step, 0
+        else:
+            state.since_best += 1
+        self._tell("on_evaluate", self.last_metrics)
+
+    def _better(self, value: float) -> bool:
+        if not math.isfinite(value):
+            return False
+        higher = self.objective.metric_directions[self.evaluation.best_metric] is Direction.higher
+        return self.state.best is None or (value > self.state.best if higher else value < self.state.best)
+
+    # --- saving and resuming
+
+    def _save(self) -> None:
+        path = self.folder / "checkpoints" / f"step-{self.state.step:08d}"
+        if self.runtime.main:
+            scaler = self.runtime.accelerator.scaler
+            content = {"run": self.state.to_json(), "scaler": None if scaler is None else scaler.state_dict()}
+            moments = state_by_name(self._inner(self._adamw))
+            path = checkpoint.save(self.folder, step=self.state.step, model=self.model, optimizer=moments, state=content, base=self.base)
+            if self.state.best_step == self.state.step:
+                checkpoint.link(self.folder, "best", path)
+            checkpoint.prune(self.folder, self.checkpoints.keep_last, self.state.best_step if self.checkpoints.keep_best else None)
+        self.runtime.accelerator.wait_for_everyone()
+        self._tell("on_save", path)
+
+    def _restore(self) -> None:
+        if self.resume is None:
+            return
+        loaded = checkpoint.read(self.resume, self.base)
+        checkpoint.load_weights(self.model, loaded.weights, self.base)
+        self.state = RunState.from_json(loaded.state["run"])
+        self._moments, self._scaler = loaded.optimizer, loaded.state.get("scaler")
+
+    # --- small things
+
+    def _total_steps(self) -> int:
+        if self.settings.max_steps is not None:
+            return self.settings.max_steps
+        return self.order.steps(epochs=self.settings.max_epochs, tokens=self.settings.max_tokens)
+
+    def _inner(self, optimizer: Any) -> torch.optim.Optimizer:
+        """Accelerate's wrapper around the optimizer taken off."""
+        return optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
+
+    def _tell(self, hook: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self._run(), self.state, *arguments)
+
+    def _run(self) -> Run:
+        every = self.evaluation.every_steps
+        higher = self.objective.metric_directions[self.evaluation.best_metric] is Direction.higher
+        evaluations = 0 if self.validation is None else self.total_steps // every if every else 1
+        return Run(self.runtime, self.folder, self.total_steps, evaluations, self.settings.log_every_steps, self.evaluation.best_metric, higher, self.config)
+
+
+def due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
+
+
+def freeze(model: nn.Module, phase: Phase) -> None:
+    """Let exactly the phase's parameters move, and check that it is so.
+
+    Raises:
+        ConfigError: a name that the model does not have, or nothing to train.
+    """
+    names = {name for name, _ in model.named_parameters()}
+    unknown = phase.trainable - names
+    if unknown or not phase.trainable:
+        raise ConfigError(f"the finetuning mode trains {sorted(unknown)[:3] or 'nothing'}", allowed=f"parameters of the model, such as {', '.join(sorted(names)[:5])}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in phase.trainable)
+        parameter.grad = None
+
+
+def set_modes(model: nn.Module) -> None:
+    """train() for what moves, eval() for modules whose every parameter is frozen: their dropout would be noise."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(p.requires_grad for p in own):
+            module.eval()
+
+
+class _nothing:  # noqa: N801  (a context that does nothing, cheaper to read than contextlib's in the loop)
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...

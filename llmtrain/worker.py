@@ -1,0 +1,23 @@
+"""One process of a run: reads the config from the run's folder and trains. No Hydra here.
+
+    python -m torch.distributed.run … -m llmtrain.worker RUN_FOLDER VERB
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from llmtrain.command import train
+from llmtrain.command.train import INVOCATION
+
+
+def main(folder: Path, verb: str) -> int:
+    config = OmegaConf.load(folder / INVOCATION)
+    return train.run_as_rank(config, verb, folder)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,1 @@
+"""What tests share: a run in this process, a token cache of their own, small settings."""
