@@ -371,7 +371,7 @@ class _ConsoleHandler(logging.Handler):
         if record.levelno >= logging.WARNING:
             self.runtime.warnings.append(message)
             message = f"warning: {message}"
-        self.runtime.console.print(message, markup=False)
+        self.runtime.console.print(message, soft_wrap=True)  # a broken path cannot be copied
 
 
 # --- a run's folder -----------------------------------------------------------------------------------------------

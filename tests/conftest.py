@@ -1,1 +1,89 @@
-"""What tests share: a run in this process, a token cache of their own, small settings."""
+"""What tests share: small runs in this process, and a token cache of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A model and data so small that a run takes a fraction of a second.
+TINY = (
+    "model.num_hidden_layers=2",
+    "model.hidden_size=32",
+    "model.num_attention_heads=2",
+    "model.max_position_embeddings=32",
+    "data=synthetic",
+    "data.max_length=16",
+    "tokenizer.vocab_size=300",
+    "trainer.batch_size=8",
+    "trainer.max_steps=6",
+    "trainer.log_every_steps=2",
+    "evaluation.every_steps=3",
+    "checkpoint.every_steps=2",
+    "threads=1",
+    "device=cpu",
+    "precision=fp32",
+)
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that starts empty and goes with the session."""
+    path = tmp_path_factory.mktemp("cache")
+    os.environ["LLMTRAIN_CACHE"] = str(path)
+    return path
+
+
+@pytest.fixture()
+def train() -> Train:
+    """Run `llmtrain pretrain` on a tiny model in this process: train(folder, *overrides) → folder."""
+    from llmtrain.command.train import start
+    from llmtrain.config import compose
+
+    def run(folder: Path, *overrides: str) -> Path:
+        given = {o.split("=")[0] for o in overrides}
+        base = [o for o in TINY if o.split("=")[0] not in given and not (o.startswith("model.") and "model" in given)]
+        budgets = {"trainer.max_epochs", "trainer.max_tokens"} & given
+        base = [o for o in base if not (budgets and o.startswith("trainer.max_steps"))]
+        typed = [*base, *overrides, f"output_dir={folder}"]
+        code = start(compose("pretrain", typed), typed, "pretrain")
+        assert code == 0
+        return folder
+
+    return run
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """What two equal runs have in common: weights, optimizer, metrics without times."""
+    last = max(p for p in (run / "checkpoints").glob("step-*"))
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    clock = {"tokens_per_second", "train_seconds"}
+    return {
+        "step": last.name,
+        "weights": digest(last / "model.safetensors"),
+        "optimizer": digest(last / "optimizer.safetensors"),
+        "final": digest(run / "final" / "model.safetensors"),
+        "metrics": [{k: v for k, v in record.items() if k not in clock} for record in records],
+    }
+
+
+def realdata(*names: str) -> Path:
+    """A path in the folder of real data, or a skip where there is none."""
+    root = os.environ.get("LLMTRAIN_REALDATA")
+    if not root:
+        pytest.skip("LLMTRAIN_REALDATA is not set")
+    return Path(root, *names)

@@ -52,9 +52,9 @@ class Progress(Callback):
 
     def on_evaluate(self, run: Run, state: RunState, metrics: dict[str, float]) -> None:
         if run.runtime.main:
-            numbers = " · ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            best = "  best so far" if state.best_step == state.step else ""
-            run.runtime.console.print(f"step {state.step}/{run.total_steps}  validation: {numbers}{best}")
+            numbers = " · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items())
+            best = " (best)" if state.best_step == state.step else ""
+            run.runtime.console.print(f"step {state.step:>{len(str(run.total_steps))}}/{run.total_steps}  held out: {numbers}{best}")
 
     def on_save(self, run: Run, state: RunState, path: Path) -> None: ...
 

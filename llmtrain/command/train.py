@@ -23,7 +23,7 @@ from llmtrain.callback.base import Callback
 from llmtrain.config import Composed, build, check_keys
 from llmtrain.data.base import Data
 from llmtrain.data.tokenizer import TokenizerSettings
-from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError, Stopped
+from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError, Stopped, printable
 from llmtrain.finetune.base import Finetune
 from llmtrain.model.base import Attention, Model
 from llmtrain.objective.base import Objective
@@ -498,7 +498,7 @@ def _panel(built: Parts, machine: Runtime, job: trainer.Trainer, model: PreTrain
     grid = Table.grid(padding=(0, 2))
     processes = f" × {machine.world} processes" if machine.world > 1 else ""
     rows = {
-        "model": f"{type(model).__name__}, {anatomy.blocks} blocks, {total:,} parameters",
+        "model": f"{type(model).__name__}, {len(anatomy.blocks)} blocks, {total:,} parameters",
         "trainable": f"{trainable:,} ({trainable / total:.1%})",
         "data": f"{len(job.train):,} sequences of up to {built.data.max_length} tokens, {len(job.validation or []):,} held out",
         "steps": f"{job.total_steps:,} updates of about {tokens_per_step:,.0f} tokens, {job.total_tokens:,} in all",
@@ -544,13 +544,15 @@ def _results(built: Parts, machine: Runtime, job: trainer.Trainer, state: RunSta
 
 def _export(built: Parts, job: trainer.Trainer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, content: dict[str, Any]) -> None:
     """final/: a Hugging Face folder with weights, tokenizer, model card and a manifest."""
+    from llmtrain.model.checkpoint import quiet
     from llmtrain.report.card import card
 
     if built.checkpoint.export == "best" and job.state.best_step not in (None, job.state.step):
         best = folder / "checkpoints" / f"step-{job.state.best_step:08d}"
         checkpoint.load_weights(model, checkpoint.read(best, job.base).weights, job.base)
     with files.new_folder(folder / "final") as temporary:
-        model.save_pretrained(temporary)
+        with quiet():
+            model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card(type(model).__name__, job.config, content), encoding="utf-8")
         files.write_manifest(temporary)
@@ -577,12 +579,15 @@ def _goodbye(
     content["samples"] = []
     if model.can_generate():
         sampling = Sampling(temperature=0.7, top_k=50, top_p=0.95, max_new_tokens=48)
+        say("\nthe model writes:")
         for i, prompt in enumerate(("The ", "Return ", "If the ")):
             text = write(model, tokenizer, prompt.rstrip(), sampling, key(seed, "sample", i))
             content["samples"].append({"prompt": prompt.rstrip(), "text": text})
-            say(f"\n  {prompt.rstrip()}{' '.join(text.split(' '))}".replace("\n", "\n  "), markup=False)
-    say(f"\nnext:\n  llmtrain generate model.checkpoint={folder} prompt='The'\n  llmtrain evaluate model.checkpoint={folder} split=test")
-    say(f"curve: {folder / 'loss.png'}")
+            say(f"  “{printable(' '.join((prompt.rstrip() + text).split()))}”")
+    say("\nnext:")
+    for line in (f"llmtrain generate model.checkpoint={folder} prompt='The'", f"llmtrain evaluate model.checkpoint={folder} split=test"):
+        say(f"  {line}", soft_wrap=True)  # a command that is broken into lines cannot be copied
+    say(f"curve: {folder / 'loss.png'}", soft_wrap=True)
 
 
 # --- run.json -----------------------------------------------------------------------------------------------------

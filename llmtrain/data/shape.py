@@ -60,12 +60,13 @@ def pack(documents: Iterable[tuple[Sequence[int], int]], length: int) -> Iterato
         yield block
 
 
-def pad(rows: Sequence[Sequence[int] | np.ndarray], fill: int) -> torch.Tensor:
-    """(B, longest) int64, filled on the right."""
+def pad(rows: Sequence[Sequence[int] | np.ndarray], fill: int | None) -> torch.Tensor:
+    """(B, longest) int64, filled on the right; None repeats each row's last id."""
     longest = max(len(row) for row in rows)
-    padded = np.full((len(rows), longest), fill, dtype=np.int64)
+    padded = np.empty((len(rows), longest), dtype=np.int64)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
+        padded[i, len(row) :] = row[-1] if fill is None else fill
     return torch.from_numpy(padded)
 
 

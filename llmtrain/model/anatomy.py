@@ -45,7 +45,7 @@ WIDTH, NARROW, INNER, HEADS, HEAD_WIDTH, VOCABULARY, POSITIONS = 32, 16, 64, 4, 
 # Settings of transformers' configs, beside those that `attribute_map` translates. A width equal to the model's stays equal
 # to it in the copy: ELECTRA and OPT add a projection where embedding and model differ.
 WIDTHS = ("embedding_size", "word_embed_proj_dim", "pooler_hidden_size", "true_hidden_size", "intra_bottleneck_size")
-INNERS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_inner", "moe_intermediate_size", "shared_expert_intermediate_size")
+INNERS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_inner", "ffn_hidden_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 HEAD_WIDTHS = ("head_dim", "d_head", "d_kv", "rotary_dim")
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads")
 # A copy that cannot be made small is made whole up to this many parameters (8 GB in fp32).

@@ -130,7 +130,7 @@ class Checkpoint(Model):
             pickled = ", ".join(p.name for p in sorted(folder.glob("*.bin")))
             raise CheckpointError(f"{folder}: no weights in safetensors format{f', only {pickled}, which could run code when opened' if pickled else ''}", fix="save the model again with `save_pretrained`")
         try:
-            with _quiet():
+            with quiet():
                 model, info = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
         except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -146,8 +146,8 @@ class Checkpoint(Model):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide transformers' load report and progress bars: what is wrong becomes an error of ours."""
+def quiet() -> Iterator[None]:
+    """Hide transformers' reports and progress bars: what is wrong becomes an error of ours."""
     from transformers.utils import logging as hf
 
     before = hf.get_verbosity()

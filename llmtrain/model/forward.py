@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IGNORED = -100  # a label that asks for nothing, as everywhere in torch
-LOGITS = 2**22  # logits that exist at once: 16 MiB in fp32; fewer cost time, more bring none (measured: 2**20 to 2**24)
+LOGITS = {True: 2**22, False: 2**26}  # that exist at once, on a CPU and elsewhere
 ATTENTION = "llmtrain_cpu"  # the name under which transformers knows `cpu_attention`
 ROWS = 64  # queries that attend at once
 LONGEST = 512  # tokens; above, what is kept for backward grows past what time it saves
@@ -58,7 +58,7 @@ def vocabulary_loss(model: PreTrainedModel, inputs: Mapping[str, Tensor], labels
     if fits(model):
         weight, bias = vocabulary_head(model)
         return linear_cross_entropy(hidden_states(model, **inputs).flatten(0, 1), weight, bias, labels.flatten())
-    logits = model(**inputs, **_no_cache(model)).logits  # (B, T, V)
+    logits: Tensor = model(**inputs, **_no_cache(model)).logits  # (B, T, V)
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
@@ -166,41 +166,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *(None if g is None else g.to(dtype).mul_(by_loss) for g, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None
 
 
-def _chunked(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, wanted: tuple[bool, bool, bool]
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+def _chunked(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The loss, and where wanted its gradients by hidden (in the type of weight), by weight and by bias (in fp32)."""
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     by_hidden = torch.empty_like(hidden, dtype=weight.dtype) if wanted[0] else None
     by_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
     by_bias = torch.zeros(len(weight), dtype=torch.float32, device=hidden.device) if wanted[2] else None
-    rows = max(1, LOGITS // len(weight))
+    at_once = LOGITS[hidden.device.type == "cpu"]
+    rows = max(256, at_once // len(weight))
     for start in range(0, len(labels), rows):
         x, y = hidden[start : start + rows].to(weight.dtype), labels[start : start + rows, None]
         logits = F.linear(x, weight, bias)  # (rows, V)
-        loss, error = _softmax_error(logits, y)
-        total += loss
+        for part, asked in zip(logits.split(max(1, rows // 16)), y.split(max(1, rows // 16)), strict=True):
+            total += _error_(part, asked)
         if by_bias is not None:
-            by_bias += error.sum(0)
-        if by_hidden is not None or by_weight is not None:
-            error = error if error.dtype == logits.dtype else logits.copy_(error)
+            by_bias += logits.sum(0, dtype=torch.float32)
         if by_hidden is not None:
-            torch.mm(error, weight, out=by_hidden[start : start + rows])
+            torch.mm(logits, weight, out=by_hidden[start : start + rows])
         if by_weight is not None:
-            by_weight += torch.mm(error.T, x)
+            by_weight += torch.mm(logits.T, x)
     return total, by_hidden, by_weight, by_bias
 
 
-def _softmax_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of losses and its gradient by logits, softmax - one-hot (rows, V), both in fp32; labels (rows, 1).
+def _error_(logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum of losses, in fp32; the logits (rows, V) are replaced by its gradient, softmax - one-hot. labels (rows, 1).
 
     logsumexp is taken from the largest probability, p = exp(largest - logsumexp), which cannot underflow: that saves
     the log-softmax and its exponential.
     """
-    logits = logits.float()
-    p = logits.softmax(-1)
-    losses = logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log() - logits.gather(1, labels)
-    return losses.sum(), p.scatter_add_(1, labels, p.new_full((1, 1), -1).expand_as(labels))
+    scores = logits.float()
+    p = scores.softmax(-1)
+    losses = scores.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log() - scores.gather(1, labels)
+    logits.copy_(p.scatter_add_(1, labels, p.new_full((1, 1), -1).expand_as(labels)))
+    return losses.sum()
 
 
 # --- attention on a CPU --------------------------------------------------------------------------------------------

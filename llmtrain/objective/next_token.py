@@ -68,7 +68,8 @@ class NextToken(Objective):
         """Right-padded (B, T) inputs and labels. Causal attention needs no mask for padding on the right."""
         from llmtrain.data import shape
 
-        ids = shape.pad([e["ids"] for e in examples], fill=0)  # (B, T + 1)
+        # What stands in the padding is never asked and never seen; a repeated id is one that every vocabulary has.
+        ids = shape.pad([e["ids"] for e in examples], fill=None)  # (B, T + 1)
         real = shape.pad([[1] * len(e["ids"]) for e in examples], fill=0).bool()
         labels = ids[:, 1:].masked_fill(~real[:, 1:], IGNORED)  # (B, T)
         inputs = {"input_ids": ids[:, :-1].contiguous()}

@@ -1,0 +1,220 @@
+"""Exact resume: a run that is stopped anywhere and started again ends with the bits of the unbroken one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtrain.callback.progress import Progress
+from llmtrain.errors import CheckpointError, ConfigError, NonFiniteError, Stopped
+from tests.conftest import Train, outcome
+
+DROPOUT = "model.dropout=0.1"
+MICRO = "trainer.micro_batch_size=4"
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send this process a SIGTERM when a step is done."""
+    before = Progress.on_step
+
+    def on_step(self: Progress, run: Any, state: Any, done: Any) -> None:
+        before(self, run, state, done)
+        if state.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "on_step", on_step)
+
+
+def test_the_same_run_twice_gives_the_same_bits(train: Train, tmp_path: Path) -> None:
+    assert outcome(train(tmp_path / "a", DROPOUT, MICRO)) == outcome(train(tmp_path / "b", DROPOUT, MICRO))
+
+
+def test_another_seed_gives_other_bits(train: Train, tmp_path: Path) -> None:
+    assert outcome(train(tmp_path / "a"))["weights"] != outcome(train(tmp_path / "b", "seed=1"))["weights"]
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_a_run_stopped_at_any_step_and_resumed_repeats_the_unbroken_one(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    unbroken = outcome(train(tmp_path / "unbroken", DROPOUT, MICRO))
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Stopped):
+            train(tmp_path / "broken", DROPOUT, MICRO)
+    assert (tmp_path / "broken" / "checkpoints" / f"step-{step:08d}").is_dir()
+    assert outcome(train(tmp_path / "broken", DROPOUT, MICRO)) == unbroken
+
+
+def test_the_number_of_workers_changes_no_bit_and_resumes_exactly(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken = outcome(train(tmp_path / "unbroken", DROPOUT, MICRO))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            train(tmp_path / "broken", DROPOUT, MICRO, "data.num_workers=2")
+    assert outcome(train(tmp_path / "broken", DROPOUT, MICRO, "data.num_workers=2")) == unbroken
+
+
+def test_resume_under_bf16_is_exact_too(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bf16 = ("precision=bf16", "model.hidden_size=32", DROPOUT)
+    monkeypatch.setattr("llmtrain.runtime.has_bf16", lambda device: True)
+    unbroken = outcome(train(tmp_path / "unbroken", *bf16))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            train(tmp_path / "broken", *bf16)
+    assert outcome(train(tmp_path / "broken", *bf16)) == unbroken
+
+
+@pytest.mark.parametrize("every", ["1", "null"])
+def test_how_often_is_evaluated_changes_no_weight(train: Train, tmp_path: Path, every: str) -> None:
+    usual = outcome(train(tmp_path / "usual", DROPOUT))
+    assert outcome(train(tmp_path / "other", DROPOUT, f"evaluation.every_steps={every}"))["final"] == usual["final"]
+
+
+def test_a_stop_during_an_evaluation_loses_neither_it_nor_a_bit(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken = outcome(train(tmp_path / "unbroken", DROPOUT))
+    from llmtrain import trainer
+
+    real = trainer.evaluate
+
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", interrupted)
+        with pytest.raises(Stopped):
+            train(tmp_path / "broken", DROPOUT)
+    assert outcome(train(tmp_path / "broken", DROPOUT)) == unbroken
+
+
+@pytest.mark.parametrize("fault", ["delete", "empty", "half", "last byte", "bit"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, fault: str
+) -> None:
+    run = train(tmp_path / "run", "trainer.max_steps=4", "checkpoint.keep_best=false")
+    unbroken = outcome(run)
+    damage(run / "checkpoints" / "step-00000004" / name, fault)
+    capsys.readouterr()
+    train(run, "trainer.max_steps=4", "checkpoint.keep_best=false")
+    said = capsys.readouterr().out
+    assert "step-00000004" in said
+    assert "resumed from step 2" in said
+    assert outcome(run) == unbroken
+
+
+def damage(path: Path, fault: str) -> None:
+    data = path.read_bytes()
+    if fault == "delete":
+        path.unlink()
+    else:
+        flipped = data[:-1] + bytes([data[-1] ^ 1]) if path.suffix == ".safetensors" else data.replace(b'"version": 1', b'"version": 0').replace(b'"step": ', b'"stop": ')
+        path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "last byte": data[:-1], "bit": flipped}[fault])
+
+
+def test_all_checkpoints_damaged_is_an_error_and_never_a_fresh_start(train: Train, tmp_path: Path) -> None:
+    run = train(tmp_path / "run")
+    for path in (run / "checkpoints").glob("step-*"):
+        damage(path / "model.safetensors", "half")
+    with pytest.raises(CheckpointError, match="none of"):
+        train(run)
+
+
+def test_resuming_a_finished_run_says_so_and_touches_nothing(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(tmp_path / "run")
+    skip = {".lock", ".lock-holder.json", "overrides.txt", "train.log"}
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name not in skip}
+    train(run)
+    assert "already complete: 6 of 6" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name not in skip} == before
+
+
+def test_a_longer_budget_goes_on_and_says_how_the_schedule_follows(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(tmp_path / "run", "trainer.max_steps=4")
+    capsys.readouterr()
+    train(run, "trainer.max_steps=6")
+    said = capsys.readouterr().out
+    assert "resumed from step 4" in said
+    assert "6 updates long instead of 4" in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["seed=1", "optimizer.lr=0.01", "model.dropout=0.2", "data.documents=70", "trainer.batch_size=4", "tokenizer.vocab_size=310", "schedule=linear"],
+)
+def test_a_changed_config_is_refused_with_the_difference(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            train(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="another config|does not fit"):
+        train(tmp_path / "run", change)
+
+
+def test_resume_must_insists_never_refuses_and_a_path_is_taken(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CheckpointError, match="resume=must"):
+        train(tmp_path / "run", "resume=must")
+    run = train(tmp_path / "run", "checkpoint.keep_last=9")
+    with pytest.raises(ConfigError, match="resume=never"):
+        train(run, "resume=never")
+    shutil.rmtree(run / "final")
+    capsys.readouterr()
+    train(run, f"resume={run / 'checkpoints' / 'step-00000002'}", "checkpoint.keep_last=9")
+    assert "resumed from step 2" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_that_is_named_is_an_error(train: Train, tmp_path: Path) -> None:
+    run = train(tmp_path / "run")
+    path = run / "checkpoints" / "step-00000006"
+    damage(path / "state.json", "half")
+    with pytest.raises(CheckpointError, match=r"state\.json has"):
+        train(run, f"resume={path}")
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="not finite at step") as caught:
+        train(tmp_path / "run", "optimizer.lr=1e20", "trainer.max_steps=20", "trainer.clip_norm=null", "checkpoint.every_steps=1", "schedule=constant")
+    assert "last good checkpoint" in str(caught.value.fix)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record["exit_code"]) == ("failed", 5)
+
+
+def test_a_folder_that_is_not_a_run_is_left_alone(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="not empty and not a run"):
+        train(tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_early_stopping_survives_a_resume(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With a learning rate that spoils the weights no evaluation improves on the first.
+    bad = ("optimizer.lr=3", "schedule=constant", "schedule.warmup_steps=0", "evaluation.every_steps=1", "callback.early_stopping.patience=3", "trainer.max_steps=12")
+    unbroken = outcome(train(tmp_path / "unbroken", *bad))
+    assert unbroken["step"] < "step-00000012"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            train(tmp_path / "broken", *bad)
+    assert outcome(train(tmp_path / "broken", *bad)) == unbroken
+
+
+def test_a_run_writes_down_what_it_was(train: Train, tmp_path: Path) -> None:
+    run = train(tmp_path / "run")
+    names = {p.name for p in run.iterdir()}
+    assert {"config.yaml", "resolved.yaml", "overrides.txt", "run.json", "metrics.jsonl", "train.log", "checkpoints", "final", "loss.png"} <= names
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["freezing"] == {"frozen": 0, "frozen_unchanged": 0, "trainable": 28, "trainable_moved": 28}
+    assert "auto" not in (run / "resolved.yaml").read_text().replace("resume: auto", "")
+
+
+def test_only_the_newest_and_the_best_checkpoints_are_kept(train: Train, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", "checkpoint.every_steps=1", "checkpoint.keep_best=false", "checkpoint.keep_last=2")
+    assert sorted(p.name for p in (run / "checkpoints").glob("step-*")) == ["step-00000005", "step-00000006"]
