@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,9 +189,14 @@ def run_as_rank(config: DictConfig, verb: str, folder: Path) -> int:
         run(config, verb, folder)
     except LLMTrainError as error:
         runtime.leave_result(folder, rank, error)
-        if rank == 0 or not runtime.launched_by_us():
+        if rank == 0 and not runtime.launched_by_us():
             print(error.screen(), file=sys.stderr)
         return error.exit_code
+    except Exception as error:
+        traceback.print_exc()  # into torchrun.log where we started the processes
+        fault = LLMTrainError(f"{type(error).__name__} on rank {rank}: {(str(error).splitlines() or ['no message'])[0][:300]}", fix="this is a fault of llmtrain: torchrun.log in the run's folder shows where")
+        runtime.leave_result(folder, rank, fault)
+        return fault.exit_code
     finally:
         runtime.leave_group()
     runtime.leave_result(folder, rank, None)

@@ -10,6 +10,7 @@ import hashlib
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -39,7 +40,7 @@ def features() -> Features:
     return Features({"text": Value("string"), "document": Value("int64"), "key": Value("int64")})
 
 
-def rows(sources: Iterable[Iterable[Found]], column: str = "text") -> Generator[dict[str, Any], None, dict[str, Any]]:
+def rows(sources: Iterable[Generator[Found, None, None]], column: str = "text") -> Generator[dict[str, Any], None, dict[str, Any]]:
     """The rows of the documents of several sources (files); returns what was counted.
 
     Blank and absent texts are skipped and counted.
@@ -51,20 +52,28 @@ def rows(sources: Iterable[Iterable[Found]], column: str = "text") -> Generator[
     per_source = []
     for source in sources:
         before = count["documents"]
-        for where, chunks in source:
-            document = previous = 0
-            number = 0
-            for text in _written(chunks or ()):
-                number += 1
-                previous = key(text, where, column, previous)
-                document = document or previous
-                count["words"] += len(text.split())
-                yield {"text": text, "document": document, "key": previous}
-            count["documents" if number else "blank"] += 1
-            count["parts"] += number if number > 1 else 0
-            count["long"] += number > 1
+        with closing(source):  # so that an error closes the file that is read there
+            for where, chunks in source:
+                yield from _document(where, chunks or (), column, count)
         per_source.append(count["documents"] - before)
     return {**count, "per_source": per_source}
+
+
+def _document(where: str, chunks: Iterable[str], column: str, count: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The rows of one document: one, or as many as it has parts, or none."""
+    document = previous = number = 0
+    for text in parts(chunks):
+        if not text or text.isspace():
+            continue
+        number += 1
+        previous = key(text, where, column, previous)
+        document = document or previous
+        count["words"] += len(text.split())
+        yield {"text": text, "document": document, "key": previous}
+    count["documents" if number else "blank"] += 1
+    if number > 1:
+        count["long"] += 1
+        count["parts"] += number
 
 
 def key(text: str, where: str = "", column: str = "text", previous: int = 0) -> int:
@@ -76,10 +85,6 @@ def key(text: str, where: str = "", column: str = "text", previous: int = 0) -> 
         raise DataError(what, fix="write the text as Unicode characters, or remove this one") from error
     digest = hashlib.blake2b(content, digest_size=8, salt=previous.to_bytes(8, "big"))
     return int.from_bytes(digest.digest(), "big") >> 1
-
-
-def _written(chunks: Iterable[str]) -> Iterator[str]:
-    return (part for part in parts(chunks) if part and not part.isspace())
 
 
 def parts(chunks: Iterable[str]) -> Iterator[str]:

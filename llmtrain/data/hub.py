@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, islice
@@ -133,7 +133,7 @@ class Hub(Documents):
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def _documents(self, split: str) -> Iterator[docs.Found]:
+    def _documents(self, split: str) -> Generator[docs.Found, None, None]:
         from llmtrain.data import store
 
         # What `datasets` prepares on the way is rebuilt from a folder's times and sizes alone, so it is not kept.

@@ -105,7 +105,7 @@ def documents(files: list[tuple[str, Path]]) -> Generator[dict[str, Any], None, 
     return {**counted, **count}
 
 
-def _distinct(files: list[tuple[str, Path]], count: Counter[str]) -> Iterator[docs.Found]:
+def _distinct(files: list[tuple[str, Path]], count: Counter[str]) -> Generator[docs.Found, None, None]:
     seen: set[int] = set()
     for where, path in files:
         tree = _parsed(path)

@@ -19,7 +19,7 @@ import itertools
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -139,7 +139,7 @@ def reading(path: Path) -> Iterator[None]:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def read(source: Source, *, column: str, documents: Unit, encoding: str) -> Iterator[Found]:
+def read(source: Source, *, column: str, documents: Unit, encoding: str) -> Generator[Found, None, None]:
     """The documents of a file, in its order, each to be consumed before the next is asked for.
 
     Args:

@@ -153,7 +153,11 @@ def _build(entry: Path, make: Callable[[], Iterable[dict[str, Any]]], features: 
     """Write an entry beside its place, then rename it there."""
     _sweep(entry)
     with files.new_folder(entry) as temporary:
-        about = _write_rows(temporary / ROWS, make(), features)
+        rows = make()
+        try:
+            about = _write_rows(temporary / ROWS, rows, features)
+        finally:
+            getattr(rows, "close", lambda: None)()  # a generator that was not finished lets go of its files
         files.write_manifest(temporary, {"format": FORMAT, "made_from": identity, **about})
 
 

@@ -6,9 +6,9 @@ predicts the noun and the verb; one that knows only how often words occur does n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmtrain.data import documents as docs
 from llmtrain.data.documents import Documents
@@ -56,7 +56,7 @@ class Synthetic(Documents):
     def origin(self) -> str:
         return f"synthetic text (seed {self.seed})"
 
-    def _documents(self) -> Iterator[Any]:
+    def _documents(self) -> Generator[docs.Found, None, None]:
         from llmtrain.seeding import generator
 
         for number in range(self.documents):
