@@ -90,10 +90,13 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def tensor_sha256(tensor: torch.Tensor) -> str:
+    """A hash of type, shape and bits."""
     import torch
 
-    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor.cpu()
-    return hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + data.numpy().tobytes()).hexdigest()
+    found = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    if tensor.numel():
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 # --- writing ------------------------------------------------------------------------------------------------------

@@ -270,8 +270,8 @@ def add_pad(tokenizer: PreTrainedTokenizerFast) -> bool:
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return False
     vocabulary = tokenizer.get_vocab()
-    pad = next((token for token in ("[PAD]", "<pad>", PAD) if token in vocabulary), PAD)
-    return bool(tokenizer.add_special_tokens({"pad_token": pad}))
+    tokenizer.add_special_tokens({"pad_token": next((token for token in ("[PAD]", "<pad>", PAD) if token in vocabulary), PAD)})
+    return len(tokenizer) > len(vocabulary)
 
 
 def unknown_share(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:

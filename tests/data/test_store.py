@@ -116,7 +116,7 @@ def test_features_decide_the_types_of_the_columns() -> None:
 def test_what_a_generator_returns_is_kept_as_facts() -> None:
     def make() -> Iterator[dict[str, Any]]:
         yield from ROWS
-        return {"skipped": 7}  # noqa: B901
+        return {"skipped": 7}
 
     store.stored("things", {}, make)
     assert store.facts(store.stored("things", {}, make)) == {"skipped": 7, "rows": len(ROWS)}

@@ -187,13 +187,11 @@ def test_b31_what_cannot_be_read_in_a_folder_is_named(make: Callable[[], None], 
 
 
 def test_b31_a_file_without_permission_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(path: Path, *args: Any, **kwargs: Any) -> Any:
-        if path.name == "secret.txt":
-            raise PermissionError(13, "Permission denied", str(path))
-        return Path.open(path, *args, **kwargs)
+    def forbidden(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
 
     write("secret.txt", "x")
-    monkeypatch.setattr(readers, "sha256", opened)  # root may read everything, so a mode would not do
+    monkeypatch.setattr(readers, "sha256", forbidden)  # root may read everything, so a mode would not do
     assert f"{folder / 'secret.txt'}: cannot be read: Permission denied" in refused("secret.txt").what
 
 

@@ -1,0 +1,71 @@
+"""The order of samples is a function of (seed, epoch), cut the same on any number of processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from llmtrain.data.loader import Order, micro_batches, read_rows
+
+RAGGED = np.random.default_rng(0).integers(1, 100, size=1003)
+
+
+def test_every_epoch_holds_every_sample_once() -> None:
+    order = Order(RAGGED, 8, seed=1)
+    for epoch in range(3):
+        assert sorted(np.concatenate(order.epoch(epoch))) == list(range(1003))
+
+
+def test_epochs_seeds_and_phases_differ_and_each_repeats_itself() -> None:
+    def first(seed: int, phase: int, epoch: int) -> list[int]:
+        return list(np.concatenate(Order(RAGGED, 8, seed, phase).epoch(epoch)))
+
+    orders = [first(0, 0, 0), first(1, 0, 0), first(0, 1, 0), first(0, 0, 1)]
+    assert len({tuple(o) for o in orders}) == 4
+    assert first(0, 0, 0) == orders[0]
+
+
+@pytest.mark.parametrize("start", [0, 1, 125, 126, 127, 300])
+def test_updates_from_anywhere_are_those_of_the_beginning_without_a_replay(start: int) -> None:
+    order = Order(RAGGED, 8, seed=1)
+    whole = [(e, list(b)) for (e, b), _ in zip(order.updates(), range(305), strict=False)]
+    later = [(e, list(b)) for (e, b), _ in zip(order.updates(start), range(305 - start), strict=False)]
+    assert later == whole[start:]
+
+
+def test_grouping_by_length_leaves_little_padding_and_mixes_lengths_over_time() -> None:
+    order = Order(RAGGED, 8, seed=1)
+    assert order.grouped
+    assert order.padding() < 0.05
+    means = [RAGGED[b].mean() for b in order.epoch(0)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+def test_equal_lengths_are_not_grouped() -> None:
+    order = Order(np.full(100, 16), 8, seed=1)
+    assert not order.grouped
+    assert order.padding() == 0
+
+
+def test_budgets_become_the_steps_that_use_them_up() -> None:
+    order = Order(RAGGED, 8, seed=1)
+    assert order.steps(epochs=2) == 2 * order.per_epoch == 252
+    for tokens in (1, 5000, 60_000, 123_456):
+        steps = order.steps(tokens=tokens)
+        assert order.tokens(steps) >= tokens > order.tokens(steps - 1)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 5, 8])
+def test_processes_share_a_batch_without_loss_and_meet_equally_often(world: int, n: int) -> None:
+    batch = list(range(100, 100 + n))
+    shares = [micro_batches(batch, rank, world, 2) for rank in range(world)]
+    assert sorted(s for share in shares for samples, real in share if real for s in samples) == batch
+    assert len({len(share) for share in shares}) == 1
+
+
+def test_rows_come_with_their_ids_and_ragged_lists_as_arrays() -> None:
+    rows = Dataset.from_dict({"ids": [[1, 2], [3], [4, 5, 6]], "bytes": [1, 2, 3]}).with_format("arrow")
+    read = read_rows(rows, [2, 0])
+    assert [(r["sample"], list(r["ids"]), r["bytes"]) for r in read] == [(2, [4, 5, 6], 3), (0, [1, 2], 1)]

@@ -1,0 +1,76 @@
+"""Toy text: seeded, and with something to learn in it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtrain.config import build
+from llmtrain.data import store
+from llmtrain.data.base import Data
+from llmtrain.data.synthetic import ADJECTIVES, NOUNS, VERBS, Synthetic
+from llmtrain.errors import ConfigError
+
+DEFAULTS: dict[str, Any] = {
+    "kind": "synthetic",
+    "documents": 200,
+    "words": 40,
+    "seed": 0,
+    "max_length": 32,
+    "validation_fraction": 0.1,
+    "test_fraction": 0.1,
+    "on_overlap": "warn",
+    "num_workers": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMTRAIN_CACHE", str(tmp_path))
+
+
+def synthetic(**settings: Any) -> Synthetic:
+    built = build(DEFAULTS | settings, Data, "data")  # type: ignore[type-abstract]
+    assert isinstance(built, Synthetic)
+    return built
+
+
+def texts(**settings: Any) -> list[str]:
+    return list(synthetic(**settings).source("train")["text"])
+
+
+def test_the_number_and_length_of_documents_are_as_asked() -> None:
+    lengths = [len(text.split()) for text in texts()]
+    assert len(lengths) == 200
+    assert min(lengths) >= 20
+    assert max(lengths) <= 60 + 9  # the last sentence is finished
+    assert len(set(lengths)) > 3
+
+
+def test_one_seed_gives_one_text_and_another_seed_another() -> None:
+    one, again, other = (synthetic(seed=seed).split("train") for seed in (0, 0, 1))
+    assert store.fingerprint(one) == store.fingerprint(again) != store.fingerprint(other)
+
+
+def test_more_documents_leave_the_first_ones_as_they_are() -> None:
+    assert texts(documents=300)[:200] == texts()
+
+
+def test_an_adjective_tells_its_noun_and_a_noun_its_verb() -> None:
+    words = " ".join(texts()).split()
+    pairs = list(pairwise(words))
+    assert all(NOUNS.index(b) == ADJECTIVES.index(a) for a, b in pairs if a in ADJECTIVES)
+    assert all(VERBS.index(b) == NOUNS.index(a) for a, b in pairs if a in NOUNS and b in VERBS)
+
+
+def test_all_three_splits_have_documents() -> None:
+    assert all(len(synthetic().split(name)) for name in ("train", "validation", "test"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("documents", 0), ("words", 0), ("seed", -1), ("seed", 2**32)])
+def test_a_setting_out_of_range_is_a_config_error(key: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{key}={value}"):
+        synthetic(**{key: value})

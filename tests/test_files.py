@@ -1,0 +1,57 @@
+"""A folder is whole or not there; a manifest notices every changed byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmtrain import files
+
+
+def make(target: Path) -> Path:
+    with files.new_folder(target) as folder:
+        files.write(folder / "a.bin", b"0123456789")
+        files.write_manifest(folder, {"step": 1})
+    return target
+
+
+def test_a_new_folder_appears_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    assert files.problem(tmp_path / "x") is None
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_an_error_on_the_way_leaves_the_old_folder_and_no_new_one(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(RuntimeError), files.new_folder(tmp_path / "x") as folder:
+        files.write(folder / "b.bin", b"half")
+        raise RuntimeError
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["a.bin", "manifest.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [(b"012345678", "9 bytes instead of 10"), (b"0123456788", "sha256 differs"), (b"", "0 bytes"), (None, "missing")], ids=["cut", "flipped", "empty", "deleted"]
+)
+def test_a_changed_file_is_named(tmp_path: Path, data: bytes | None, said: str) -> None:
+    path = make(tmp_path / "x") / "a.bin"
+    path.unlink() if data is None else path.write_bytes(data)
+    found = files.problem(tmp_path / "x")
+    assert found is not None
+    assert "a.bin" in found
+    assert said in found
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 1}', '{"version": 99, "files": {}}', "\x00"])
+def test_a_manifest_that_says_nothing_is_a_problem(tmp_path: Path, content: str) -> None:
+    (make(tmp_path / "x") / "manifest.json").write_text(content)
+    assert files.problem(tmp_path / "x") is not None
+
+
+def test_json_is_replaced_in_one_step(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "run.json", {"a": 1})
+    files.write_json(tmp_path / "run.json", {"a": 2})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"a": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]

@@ -1,0 +1,78 @@
+"""A pulse: every verb × objective × finetuning mode × schedule runs on tiny models, and every run can be read by others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmtrain.cli import VERBS, main
+from llmtrain.config import groups
+from tests.conftest import TINY, Train
+
+# Which model answers an objective.
+MODEL = {"next_token": "gpt"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pulse") / "run"
+    assert main(["pretrain", *TINY, f"output_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("finetune", groups()["finetune"])
+@pytest.mark.parametrize("objective", groups()["objective"])
+@pytest.mark.parametrize("schedule", groups()["schedule"])
+def test_pretraining_runs(train: Train, tmp_path: Path, objective: str, finetune: str, schedule: str) -> None:
+    folder = train(tmp_path / "run", f"objective={objective}", f"finetune={finetune}", f"schedule={schedule}", "trainer.max_steps=2")
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+
+
+def test_every_objective_has_a_model_to_answer_it() -> None:
+    assert set(MODEL) == set(groups()["objective"])
+
+
+@pytest.mark.parametrize("architecture", ["gpt1", "gpt2"])
+def test_every_architecture_trains(train: Train, tmp_path: Path, architecture: str) -> None:
+    train(tmp_path / "run", f"model.architecture={architecture}", "trainer.max_steps=2")
+
+
+@pytest.mark.parametrize("options", [["objective.packing=false"], ["objective.document_attention=true"], ["model.tie_word_embeddings=false"], ["model.dropout=0.1"]])
+def test_every_switch_trains(train: Train, tmp_path: Path, options: list[str]) -> None:
+    train(tmp_path / "run", *options, "trainer.max_steps=2")
+
+
+def test_training_goes_on_from_the_weights_of_a_run(train: Train, tmp_path: Path, run: Path) -> None:
+    folder = train(tmp_path / "run", "model=checkpoint", f"model.checkpoint={run}", "trainer.max_steps=2")
+    assert (folder / "final" / "tokenizer.json").read_bytes() == (run / "final" / "tokenizer.json").read_bytes()
+
+
+def test_evaluate_runs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", f"model.checkpoint={run}", "split=test"]) == 0
+    assert "perplexity" in capsys.readouterr().out
+
+
+def test_generate_runs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", f"model.checkpoint={run}", "prompt=the", "max_new_tokens=5"]) == 0
+    assert capsys.readouterr().out.startswith("the")
+
+
+def test_validate_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", *TINY]) == 0
+    assert "all checks passed" in capsys.readouterr().out
+
+
+def test_no_verb_was_forgotten() -> None:
+    assert set(VERBS) == {"pretrain", "evaluate", "generate", "validate"}
+
+
+def test_final_opens_with_transformers_alone(run: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(run / "final")
+    tokenizer = AutoTokenizer.from_pretrained(run / "final")
+    logits = model(**tokenizer("the", return_tensors="pt")).logits
+    assert logits.shape[-1] == len(tokenizer)
+    assert torch.isfinite(logits).all()
