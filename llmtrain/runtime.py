@@ -320,9 +320,10 @@ def device_name(device: str) -> str:
 def keep_memory() -> bool:
     """Tell glibc's allocator to keep the large blocks that every step frees and asks for again.
 
-    By default each is returned to the system and its pages are cleared anew. Does nothing elsewhere than on glibc.
+    By default each is returned to the system and its pages are cleared anew. Does nothing elsewhere than on glibc, or
+    where the environment says LLMTRAIN_ALLOCATOR=system (scripts/benchmark compares).
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or os.environ.get("LLMTRAIN_ALLOCATOR") == "system":
         return False
     m_trim_threshold, m_mmap_threshold = -1, -3
     try:

@@ -388,10 +388,13 @@ def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, s
     import torch
 
     from llmtrain.estimate import refuse_too_large
+    from llmtrain.model import forward
 
     refuse_too_large(built.model.config(tokenizer), machine.device)
     torch.manual_seed(key(seed, "init"))
     model = built.model.load(tokenizer, built.objective.head, resize=built.tokenizer.resize)
+    if machine.device == "cpu":
+        forward.use_cpu_attention(model)
     if built.trainer.gradient_checkpointing:
         # Not reentrant (the default): the reentrant kind gives no gradients above a frozen prefix.
         model.activation_checkpointing_enable()

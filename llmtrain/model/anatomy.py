@@ -47,7 +47,7 @@ WIDTH, NARROW, INNER, HEADS, HEAD_WIDTH, VOCABULARY, POSITIONS = 32, 16, 64, 4, 
 WIDTHS = ("embedding_size", "word_embed_proj_dim", "pooler_hidden_size", "true_hidden_size", "intra_bottleneck_size")
 INNERS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_inner", "ffn_hidden_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 HEAD_WIDTHS = ("head_dim", "d_head", "d_kv", "rotary_dim")
-KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads")
+COUNTS = ("num_attention_heads", "num_key_value_heads", "num_kv_heads")
 # A copy that cannot be made small is made whole up to this many parameters (8 GB in fp32).
 LARGEST_COPY = 2_000_000_000
 LENGTHS = (8, 5)  # of the two rows of the dry forward; the second is padded on the right
@@ -103,9 +103,8 @@ class Anatomy:
         return [Row(section, len(names), sum(sizes[name] for name in names)) for section, names in table if names]
 
     def check(self, model: nn.Module) -> None:
-        """Raise ConfigError unless `model` has these parameters, tied like this."""
-        names, tied = _names(model)
-        strange = sorted(names ^ set(self.sections)) or sorted(name for name, _ in set(tied.items()) ^ set(self.tied.items()))
+        """Raise ConfigError unless `model` has these parameters. A matrix tied or untied afterwards shows: it goes by one name or two."""
+        strange = sorted(_names(model)[0] ^ self.sections.keys())
         if strange:
             what = f"{type(model).__name__} does not fit the anatomy of its {self.family} config, first at {strange[0]}"
             raise ConfigError(what, allowed=f"{len(self.sections)} parameters, tied: {', '.join(self.tied) or 'none'}")
@@ -541,17 +540,15 @@ def _few_tokens(config: PretrainedConfig) -> PretrainedConfig:
 def _narrow(config: PretrainedConfig) -> PretrainedConfig:
     """A plain copy with few tokens, small widths, few heads and short positions; what was equal stays equal."""
     narrow = _few_tokens(config)
-    width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    width = getattr(config, "hidden_size", None)
     for name in WIDTHS:
         _shrink(narrow, name, WIDTH if getattr(config, name, None) == width else NARROW)
-    for name in KEY_VALUE_HEADS:
-        value = getattr(config, name, None)
-        _shrink(narrow, name, HEADS if value == heads else min(value or 1, HEADS // 2))
+    for name in COUNTS:
+        _shrink(narrow, name, HEADS)
     for name in INNERS:
         _shrink(narrow, name, INNER)
     for name in HEAD_WIDTHS:
         _shrink(narrow, name, HEAD_WIDTH)
-    _shrink(narrow, "num_attention_heads", HEADS)
     _shrink(narrow, "hidden_size", WIDTH)
     _shrink(narrow, "max_position_embeddings", POSITIONS)
     _plain_rotation(getattr(narrow, "rope_parameters", None))
@@ -600,7 +597,8 @@ def _alone() -> Iterator[None]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
+        # inference_mode(False) also turns gradients on, whatever the caller had.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
             yield

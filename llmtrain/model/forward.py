@@ -57,7 +57,8 @@ def vocabulary_loss(model: PreTrainedModel, inputs: Mapping[str, Tensor], labels
     """
     if fits(model):
         weight, bias = vocabulary_head(model)
-        return linear_cross_entropy(hidden_states(model, **inputs).flatten(0, 1), weight, bias, labels.flatten())
+        loss: Tensor = linear_cross_entropy(hidden_states(model, **inputs).flatten(0, 1), weight, bias, labels.flatten())
+        return loss
     logits: Tensor = model(**inputs, **_no_cache(model)).logits  # (B, T, V)
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
@@ -180,7 +181,7 @@ def _chunked(
     for start in range(0, len(labels), rows):
         x, y = hidden[start : start + rows].to(weight.dtype), labels[start : start + rows, None]
         logits = F.linear(x, weight, bias)  # (rows, V)
-        for part, label in zip(logits.split(few), y.split(few), strict=True):
+        for part, label in zip(torch.split(logits, few), torch.split(y, few), strict=True):
             total += _error_(part, label)
         if by_bias is not None:
             by_bias += logits.sum(0, dtype=torch.float32)
@@ -199,7 +200,7 @@ def _error_(logits: Tensor, labels: Tensor) -> Tensor:
     """
     scores = logits.float()
     p = scores.softmax(-1)
-    losses = scores.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log() - scores.gather(1, labels)
+    losses = scores.amax(-1, keepdim=True) - scores.gather(1, labels) - p.amax(-1, keepdim=True).log()
     logits.copy_(p.scatter_add_(1, labels, p.new_full((1, 1), -1).expand_as(labels)))
     return losses.sum()
 

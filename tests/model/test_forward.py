@@ -1,0 +1,528 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    CohereConfig,
+    CohereForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
+
+from llmtrain.model import forward
+
+V, W = 61, 32
+SMALL = {"vocab_size": V, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+WIDE = {**SMALL, "hidden_size": W, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8}
+
+
+def gpt2(dropout: float = 0.0, positions: int = 256) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        **SMALL, n_positions=positions, n_embd=W, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=dropout, initializer_range=0.3
+    )
+    return GPT2LMHeadModel(config)
+
+
+def opt() -> OPTForCausalLM:
+    config = OPTConfig(
+        **SMALL, hidden_size=W, word_embed_proj_dim=W, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48, max_position_embeddings=64, dropout=0.0
+    )
+    return OPTForCausalLM(config)
+
+
+def bert() -> BertForMaskedLM:
+    small = {key: value for key, value in WIDE.items() if key not in ("num_key_value_heads", "head_dim")}
+    return BertForMaskedLM(BertConfig(**small, max_position_embeddings=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.3))
+
+
+FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], bool]] = {
+    "gpt2": (gpt2, True),
+    "openai-gpt": (
+        lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(**SMALL, n_positions=64, n_embd=W, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
+        True,
+    ),
+    "llama": (lambda: LlamaForCausalLM(LlamaConfig(**WIDE)), True),
+    "opt": (opt, True),
+    "gemma2 caps its logits": (lambda: Gemma2ForCausalLM(Gemma2Config(**WIDE)), False),
+    "cohere scales its logits": (lambda: CohereForCausalLM(CohereConfig(**WIDE)), False),
+    "bert has a deeper head": (bert, False),
+}
+
+
+def family(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return FAMILIES[name][0]().train()
+
+
+def ids(rows: int = 2, length: int = 9) -> Tensor:
+    return torch.randint(1, V, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def close(a: Tensor | None, b: Tensor | None, relative: float = 1e-6) -> bool:
+    """Equal to `relative` of the largest entry."""
+    assert a is not None and b is not None and a.shape == b.shape
+    return bool((a.double() - b.double()).abs().max() <= relative * b.double().abs().max())
+
+
+class Seen(TorchDispatchMode):
+    """Every operation with its results: name → (dtype, number of elements) of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[tuple[str, torch.dtype, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.results += [(func.__name__.split(".")[0], t.dtype, t.numel()) for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)]
+        return out
+
+
+# --- body → head ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_head_fits_exactly_where_the_logits_are_one_linear_of_the_last_state(name: str) -> None:
+    assert forward.fits(family(name)) is FAMILIES[name][1]
+
+
+@pytest.mark.parametrize("name", [name for name, (_, fits) in FAMILIES.items() if fits])
+def test_the_head_on_the_hidden_states_gives_the_familys_logits(name: str) -> None:
+    model = family(name)
+    weight, bias = forward.vocabulary_head(model)
+    assert torch.equal(F.linear(forward.hidden_states(model, input_ids=ids()), weight, bias), model(input_ids=ids(), use_cache=False).logits)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_loss_and_its_gradients_are_those_of_the_familys_own_logits(name: str) -> None:
+    model, labels = family(name), ids().masked_fill(ids() % 3 == 0, -100)
+    ours = forward.vocabulary_loss(model, {"input_ids": ids()}, labels)
+    ours.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters()}
+    model.zero_grad()
+    theirs = F.cross_entropy(model(input_ids=ids()).logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    theirs.backward()
+    assert close(ours, theirs)
+    wrong = [n for n, p in model.named_parameters() if p.grad is not None and not (p.grad - gradients[n]).abs().max() <= 1e-5 * p.grad.abs().max() + 1e-6]
+    assert wrong == []
+
+
+def test_asking_whether_a_head_fits_leaves_modes_and_random_state_alone() -> None:
+    model = gpt2(dropout=0.5).train()
+    model.transformer.h[0].eval()
+    modes, state = [m.training for m in model.modules()], torch.get_rng_state()
+    assert forward.fits(model)
+    assert modes == [m.training for m in model.modules()]
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_wrapped_head_does_not_fit() -> None:
+    class Wrapped(nn.Linear):
+        pass
+
+    model = gpt2()
+    model.set_output_embeddings(Wrapped(W, V, bias=False))
+    assert not forward.fits(model)
+
+
+def test_the_body_runs_without_a_cache() -> None:
+    seen = []
+    model = gpt2()
+    model.transformer.register_forward_hook(lambda module, args, kwargs, output: seen.append(output.past_key_values), with_kwargs=True)
+    forward.hidden_states(model, input_ids=ids())
+    assert seen == [None]
+
+
+# --- the vocabulary projection and its loss ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chunks(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Rows enough for several chunks, the last of them short."""
+    monkeypatch.setattr(forward, "LOGITS", 8 * V)
+    return 600
+
+
+def problem(rows: int, *, bias: bool = True, dtype: torch.dtype = torch.float32, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    draw = torch.Generator().manual_seed(2)
+    hidden, weight, b = (torch.randn(shape, generator=draw).mul(spread).to(dtype).requires_grad_() for shape in ((rows, W), (V, W), (V,)))
+    labels = torch.randint(0, V, (rows,), generator=draw)
+    return hidden, weight, b if bias else None, labels.masked_fill(torch.rand(rows, generator=draw) < 0.3, -100)
+
+
+def reference(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight, bias), labels, reduction="sum")
+
+
+def gradients(loss: Tensor, *tensors: Tensor | None) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, [t for t in tensors if t is not None and t.requires_grad]))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
+def test_loss_and_gradients_equal_cross_entropy_of_the_whole_logits(chunks: int, bias: bool, spread: float) -> None:
+    hidden, weight, b, labels = problem(chunks, bias=bias, spread=spread)
+    exact = reference(hidden.double(), weight.double(), None if b is None else b.double(), labels)
+    ours = forward.linear_cross_entropy(hidden, weight, b, labels)
+    assert ours.dtype == torch.float32
+    assert close(ours, exact)
+    assert all(close(a, e, 2e-6) for a, e in zip(gradients(ours, hidden, weight, b), gradients(exact, hidden, weight, b), strict=True))
+
+
+def test_a_model_that_is_sure_and_right_has_the_small_loss_of_cross_entropy() -> None:
+    hidden, labels = torch.eye(4)[:2] * 12, torch.tensor([0, 1])
+    ours = forward.linear_cross_entropy(hidden, torch.eye(4), None, labels)
+    assert torch.allclose(ours, reference(hidden, torch.eye(4), None, labels), rtol=1e-2, atol=1e-7)
+
+
+def test_a_model_that_is_sure_and_wrong_has_a_finite_loss() -> None:
+    ours = forward.linear_cross_entropy(torch.eye(4)[:1] * 1000, torch.eye(4), None, torch.tensor([3]))
+    assert ours == 1000
+
+
+def test_the_logits_never_exist_at_once(chunks: int) -> None:
+    hidden, weight, b, labels = problem(2 * chunks)
+    with Seen() as seen:
+        forward.linear_cross_entropy(hidden, weight, b, labels).backward()
+    assert 256 * V == max(size for _, _, size in seen.results)
+
+
+def test_rows_without_a_label_are_not_projected() -> None:
+    hidden, weight, b, labels = problem(40)
+    with Seen() as seen:
+        forward.linear_cross_entropy(hidden, weight, b, labels)
+    assert [size for name, _, size in seen.results if name == "addmm"] == [int((labels >= 0).sum()) * V]
+
+
+def test_no_label_at_all_gives_zero_with_zero_gradients() -> None:
+    hidden, weight, b, labels = problem(5)
+    ours = forward.linear_cross_entropy(hidden, weight, b, torch.full_like(labels, -100))
+    assert ours == 0
+    assert [float(g.abs().max()) for g in gradients(ours, hidden, weight, b)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_what_is_frozen_gets_no_gradient_and_the_others_are_as_before(frozen: int) -> None:
+    tensors, labels = list(problem(20))[:3], problem(20)[3]
+    whole = gradients(forward.linear_cross_entropy(*tensors, labels), *tensors)
+    tensors[frozen].requires_grad_(False)
+    part = gradients(forward.linear_cross_entropy(*tensors, labels), *tensors)
+    assert all(torch.equal(a, b) for a, b in zip(part, whole[:frozen] + whole[frozen + 1 :], strict=True))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_without_gradients_only_the_loss_is_computed(frozen: bool) -> None:
+    hidden, weight, b, labels = problem(20)
+    if frozen:
+        hidden, weight, b = (t.detach() for t in (hidden, weight, b))
+    with torch.set_grad_enabled(frozen), Seen() as seen:
+        ours = forward.linear_cross_entropy(hidden, weight, b, labels)
+    assert not ours.requires_grad
+    assert "mm" not in {name for name, _, _ in seen.results}
+
+
+def test_under_autocast_the_products_run_in_bf16_and_the_gradients_come_in_fp32() -> None:
+    hidden, weight, b, labels = problem(300)
+    with torch.autocast("cpu", torch.bfloat16), Seen() as seen:
+        ours = forward.linear_cross_entropy(hidden, weight, b, labels)
+    assert {(name, dtype) for name, dtype, _ in seen.results if name in ("mm", "addmm")} == {("addmm", torch.bfloat16), ("mm", torch.bfloat16)}
+    assert {g.dtype for g in gradients(ours, hidden, weight, b)} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_loss_is_no_further_from_the_truth_than_cross_entropys(dtype: torch.dtype, chunks: int) -> None:
+    hidden, weight, b, labels = problem(chunks, dtype=dtype, spread=0.5)
+    exact = reference(hidden.double(), weight.double(), b.double(), labels)
+    ours = forward.linear_cross_entropy(hidden, weight, b, labels)
+    theirs = F.cross_entropy(F.linear(hidden, weight, b).float(), labels, reduction="sum")
+    for a, t, e in zip(gradients(ours, hidden, weight, b), gradients(theirs, hidden, weight, b), gradients(exact, hidden, weight, b), strict=True):
+        assert a.dtype == dtype
+        assert (a.double() - e).norm() <= 1.2 * (t.double() - e).norm()
+    assert (ours - exact).abs() <= 1.01 * (theirs - exact).abs() + 1e-6 * exact
+
+
+def test_a_factor_on_the_loss_is_a_factor_on_the_gradients() -> None:
+    hidden, weight, b, labels = problem(20)
+    plain = gradients(forward.linear_cross_entropy(hidden, weight, b, labels), hidden, weight, b)
+    scaled = gradients(forward.linear_cross_entropy(hidden, weight, b, labels) * 1024, hidden, weight, b)
+    assert all(torch.equal(a, 1024 * p) for a, p in zip(scaled, plain, strict=True))
+
+
+def test_two_calls_add_their_gradients() -> None:
+    hidden, weight, b, labels = problem(20)
+    once = gradients(forward.linear_cross_entropy(hidden, weight, b, labels), hidden, weight, b)
+    twice = forward.linear_cross_entropy(hidden, weight, b, labels) + forward.linear_cross_entropy(hidden, weight, b, labels)
+    assert all(torch.equal(a, 2 * p) for a, p in zip(gradients(twice, hidden, weight, b), once, strict=True))
+
+
+def test_a_second_backward_is_refused_not_wrong() -> None:
+    hidden, weight, b, labels = problem(20)
+    ours = forward.linear_cross_entropy(hidden, weight, b, labels)
+    ours.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward works once"):
+        ours.backward()
+
+
+@pytest.mark.parametrize("label", [V, -1])
+def test_a_label_outside_the_vocabulary_is_refused(label: int) -> None:
+    hidden, weight, b, labels = problem(5)
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        forward.linear_cross_entropy(hidden, weight, b, torch.full_like(labels, label))
+
+
+# --- attention on a CPU --------------------------------------------------------------------------------------------
+
+
+def qkv(length: int, *, dtype: torch.dtype = torch.float32, heads: int = 4, key_heads: int = 4, size: int = 8) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    return [torch.randn(2, h, length, size, generator=draw).mul(2).to(dtype).requires_grad_() for h in (heads, key_heads, key_heads)]
+
+
+def padded(length: int) -> Tensor:
+    return (torch.arange(length) < torch.tensor([[length], [length // 2]]))[:, None, None].expand(2, 1, length, length)
+
+
+def documents(length: int) -> Tensor:
+    document = torch.stack([torch.arange(length) // 50, torch.arange(length) // 70])
+    return ((document[:, :, None] == document[:, None]) & torch.ones(length, length, dtype=torch.bool).tril())[:, None]
+
+
+MASKS: dict[str, tuple[Callable[[int], Tensor | None], bool]] = {
+    "causal": (lambda length: None, True),
+    "bidirectional": (lambda length: None, False),
+    "right-padded": (padded, False),
+    "documents": (documents, True),
+    "one mask for all rows": (lambda length: documents(length)[:1], True),
+    "a mask for each head": (lambda length: documents(length).repeat(1, 4, 1, 1) & padded(length), True),
+}
+
+
+def both(tensors: list[Tensor], mask: Tensor | None, causal: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Output and gradients of ours and of sdpa."""
+    ours, _ = forward.cpu_attention(nn.Module(), *tensors, mask, is_causal=causal)
+    theirs = F.scaled_dot_product_attention(*tensors, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=True).transpose(1, 2)
+    by_out = torch.randn(ours.shape, generator=torch.Generator().manual_seed(4)).to(ours.dtype)
+    return [ours, *torch.autograd.grad(ours, tensors, by_out)], [theirs, *torch.autograd.grad(theirs, tensors, by_out)]
+
+
+@pytest.mark.parametrize("length", [2, 64, 65, 200])
+@pytest.mark.parametrize("name", MASKS)
+def test_attention_and_its_gradients_equal_sdpa(name: str, length: int) -> None:
+    mask, causal = MASKS[name]
+    ours, theirs = both(qkv(length), mask(length), causal)
+    assert all(close(a, b, 2e-6) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_in_bf16_attention_is_as_near_the_truth_as_sdpa(name: str) -> None:
+    mask, causal = MASKS[name]
+    tensors = qkv(200, dtype=torch.bfloat16)
+    ours, theirs = both(tensors, mask(200), causal)
+    _, exact = both([t.detach().double().requires_grad_() for t in tensors], mask(200), causal)
+    assert all((a - e).norm() <= 1.3 * (t - e).norm() for a, t, e in zip(ours, theirs, exact, strict=True))
+
+
+def test_keys_shared_by_several_heads_are_supported() -> None:
+    ours, theirs = both(qkv(100, key_heads=2), None, True)
+    assert all(close(a, b, 2e-6) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_query_that_sees_nothing_gets_zero_and_no_nan() -> None:
+    mask = documents(100).clone()
+    mask[1, :, 30] = False
+    mask[1, :, 64:] = False
+    ours, theirs = both(qkv(100), mask, True)
+    assert ours[0][1, 30].abs().max() == ours[0][1, 64:].abs().max() == 0
+    assert all(close(a, b, 2e-6) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_document_does_not_see_another() -> None:
+    (q, k, v), mask = qkv(200), documents(200)
+    before, _ = forward.cpu_attention(nn.Module(), q, k, v, mask)
+    with torch.no_grad():
+        k[0, :, :50], v[0, :, :50] = 1e6, float("nan")
+    after, _ = forward.cpu_attention(nn.Module(), q, k, v, mask)
+    assert torch.equal(before[0, 64:], after[0, 64:])
+
+
+def test_under_autocast_attention_casts_as_sdpa_does() -> None:
+    q, k, v = qkv(100)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, _ = forward.cpu_attention(nn.Module(), q, k, v.to(torch.bfloat16), None, is_causal=True)
+        theirs = F.scaled_dot_product_attention(q, k, v.to(torch.bfloat16), is_causal=True).transpose(1, 2)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    assert close(ours, theirs, 1e-2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"query": torch.randn(2, 4, 1, 8)},
+        {"attention_mask": torch.zeros(2, 1, 20, 20)},
+        {"position_bias": torch.randn(1, 4, 20, 20)},
+        {name: torch.randn(2, 4, 20, 8, dtype=torch.float64) for name in ("query", "key", "value")},
+        {name: torch.randn(1, 2, forward.LONGEST + 1, 8) for name in ("query", "key", "value")},
+    ],
+    ids=["a cache", "a mask of numbers", "a bias", "fp64", "long sequences"],
+)
+def test_what_it_has_no_gain_for_goes_to_sdpa(change: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "_BlockAttention", None)
+    inputs = {**dict(zip(("query", "key", "value"), qkv(20), strict=True)), "attention_mask": None, **change}
+    out, _ = forward.cpu_attention(nn.Module(), **inputs)
+    assert out.shape[1] == inputs["query"].shape[2]
+
+
+def dropped(tensors: list[Tensor], p: float) -> Tensor:
+    torch.manual_seed(5)
+    return forward.cpu_attention(nn.Module(), *tensors, None, dropout=p, is_causal=True)[0]
+
+
+def test_dropout_has_the_gradients_of_its_own_mask() -> None:
+    q, k, _ = qkv(100, size=100)
+    v = torch.eye(100).expand(2, 4, 100, 100).clone().requires_grad_()
+    left = dropped([q, k, v], 0.3).transpose(1, 2).detach() > 0  # the output is the probabilities themselves
+    ours = dropped([q, k, v], 0.3)
+    scores = (q @ k.mT / 10).masked_fill(torch.ones(100, 100, dtype=torch.bool).triu(1), float("-inf"))
+    theirs = ((scores.softmax(-1) * left / 0.7) @ v).transpose(1, 2)
+    by_out = torch.randn(ours.shape, generator=torch.Generator().manual_seed(4))
+    assert close(ours, theirs)
+    assert all(close(a, b, 5e-6) for a, b in zip(torch.autograd.grad(ours, [q, k, v], by_out), torch.autograd.grad(theirs, [q, k, v], by_out), strict=True))
+
+
+def test_dropout_leaves_out_its_share() -> None:
+    seen = forward._dropped(torch.empty(1000, 1001), 0.1, torch.Generator().manual_seed(6))
+    assert abs(float(seen.float().mean()) - 0.1) < 1e-3
+
+
+def test_dropout_is_a_function_of_torchs_random_state() -> None:
+    tensors = qkv(100)
+    first, again = dropped(tensors, 0.3), dropped(tensors, 0.3)
+    other, _ = forward.cpu_attention(nn.Module(), *tensors, None, dropout=0.3, is_causal=True)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_without_dropout_the_random_state_is_untouched() -> None:
+    state = torch.get_rng_state()
+    forward.cpu_attention(nn.Module(), *qkv(100), None, is_causal=True)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# --- attention inside models ---------------------------------------------------------------------------------------
+
+
+def padding(length: int) -> dict[str, Tensor]:
+    return {"attention_mask": (torch.arange(length) < torch.tensor([[length], [length // 2]])).long()}
+
+
+def packed(length: int) -> dict[str, Tensor]:
+    return {"position_ids": torch.stack([torch.arange(length) % 50, torch.arange(length) % 70])}
+
+
+MODELS = {"gpt2": gpt2, "llama": lambda: LlamaForCausalLM(LlamaConfig(**WIDE, initializer_range=0.3)), "bert": bert}
+
+
+@pytest.mark.parametrize("extra", [None, padding, packed])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_with_our_attention_gives_its_own_logits_and_gradients(name: str, extra: Callable[[int], dict[str, Tensor]] | None) -> None:
+    torch.manual_seed(0)
+    model, length = MODELS[name](), 130
+    inputs = {"input_ids": ids(length=length), **(extra(length) if extra else {})}
+    real = inputs.get("attention_mask", torch.ones(2, length)).bool()
+
+    def run() -> tuple[Tensor, list[Tensor]]:
+        logits = model(**inputs, **({"use_cache": False} if name != "bert" else {})).logits[real]
+        return logits, list(
+            torch.autograd.grad(
+                logits.logsumexp(-1).sum(),
+                [p for p in model.base_model.encoder.parameters()]
+                if name == "bert"
+                else [p for n, p in model.named_parameters() if ".layers." in n or ".h." in n],
+            )
+        )
+
+    theirs, by_theirs = run()
+    assert forward.use_cpu_attention(model)
+    ours, by_ours = run()
+    assert close(ours, theirs, 1e-5)
+    assert max((a - b).abs().max() for a, b in zip(by_ours, by_theirs, strict=True)) <= 2e-5 * max(b.abs().max() for b in by_theirs)
+
+
+def test_our_attention_is_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gpt2()
+    assert forward.use_cpu_attention(model)
+    monkeypatch.setattr(forward, "_BlockAttention", None)
+    with pytest.raises(AttributeError, match="apply"):
+        model(input_ids=ids(), use_cache=False)
+
+
+def test_changing_one_packed_document_changes_nothing_in_the_next() -> None:
+    model, tokens = gpt2().eval(), ids(length=130)
+    assert forward.use_cpu_attention(model)
+    before = forward.hidden_states(model, input_ids=tokens, **packed(130))
+    tokens[:, :50] = 7
+    after = forward.hidden_states(model, input_ids=tokens, **packed(130))
+    assert torch.equal(before[0, 50:], after[0, 50:])
+    assert not torch.equal(before[1, 50:], after[1, 50:])  # the second row's first document ends at 70
+
+
+def test_a_saved_model_does_not_know_of_our_attention(tmp_path: Path) -> None:
+    gpt2().save_pretrained(tmp_path / "theirs")
+    model = gpt2()
+    assert forward.use_cpu_attention(model)
+    model.save_pretrained(tmp_path / "ours")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "ours").iterdir()} == {p.name: p.read_bytes() for p in (tmp_path / "theirs").iterdir()}
+    assert forward.ATTENTION not in json.dumps(json.loads((tmp_path / "ours" / "config.json").read_text()))
+
+
+def test_generation_is_the_same_with_our_attention() -> None:
+    model = gpt2().eval()
+    theirs = model.generate(ids(), max_new_tokens=5, do_sample=False, attention_mask=torch.ones_like(ids()))
+    assert forward.use_cpu_attention(model)
+    assert torch.equal(theirs, model.generate(ids(), max_new_tokens=5, do_sample=False, attention_mask=torch.ones_like(ids())))
+
+
+def test_recomputed_activations_draw_the_same_dropout() -> None:
+    model = gpt2(dropout=0.3).train()
+    assert forward.use_cpu_attention(model)
+
+    def run() -> list[Tensor]:
+        torch.manual_seed(7)
+        return list(torch.autograd.grad(forward.vocabulary_loss(model, {"input_ids": ids(length=100)}, ids(length=100)), list(model.parameters())))
+
+    plain = run()
+    model.activation_checkpointing_enable()
+    assert all(torch.equal(a, b) for a, b in zip(run(), plain, strict=True))
+
+
+@pytest.mark.parametrize("name", ["eager", "falcon"])
+def test_a_model_that_does_not_take_the_common_sdpa_keeps_its_own_attention(name: str) -> None:
+    if name == "falcon":
+        model: PreTrainedModel = FalconForCausalLM(FalconConfig(**SMALL, hidden_size=W, num_hidden_layers=2, num_attention_heads=4))
+    else:
+        model = gpt2()
+        model.set_attn_implementation("eager")
+    before = model.config._attn_implementation
+    assert not forward.use_cpu_attention(model)
+    assert model.config._attn_implementation == before
