@@ -1,10 +1,10 @@
 """Checkpoints: written whole or not at all, verified before they are believed, and nothing in them is pickled.
 
-    checkpoints/step-00001000/
-        model.safetensors       parameters and buffers by name, a tied parameter once; what equals the base is left out
-        optimizer.safetensors   `<parameter>/<state>`
-        state.json              RunState, the gradient scaler, the base
-        manifest.json           size and sha256 of each, written last
+checkpoints/step-00001000/
+    model.safetensors       parameters and buffers by name, a tied parameter once; what equals the base is left out
+    optimizer.safetensors   `<parameter>/<state>`
+    state.json              RunState, the gradient scaler, the base
+    manifest.json           size and sha256 of each, written last
 """
 
 from __future__ import annotations
@@ -208,7 +208,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], base: Ba
     missing = [n for n in own if n not in weights and not (base is not None and n in base.sha256)]
     wrong = [n for n in weights if n not in own or own[n].shape != weights[n].shape]
     if missing or wrong:
-        raise CheckpointError(f"the checkpoint does not fit the model: {len(missing)} tensors missing, {len(wrong)} unexpected or of another shape", allowed=", ".join((missing + wrong)[:3]))
+        raise CheckpointError(
+            f"the checkpoint does not fit the model: {len(missing)} tensors missing, {len(wrong)} unexpected or of another shape",
+            allowed=", ".join((missing + wrong)[:3]),
+        )
     with torch.no_grad():
         for name, tensor in weights.items():
             own[name].copy_(tensor)

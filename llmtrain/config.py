@@ -25,14 +25,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import compose as hydra_compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -42,7 +41,9 @@ from llmtrain.errors import ConfigError, SettingError, shown
 T = TypeVar("T")
 
 BUDGETS = ("max_steps", "max_epochs", "max_tokens")
+LITERAL = ("prompt",)  # keys whose value is taken as typed: a prompt holds commas, brackets and quotes
 SECRET = re.compile(r"(^|[._])(\w*_)?(token|password|secret|api_?key)$", re.IGNORECASE)
+NODES = 100_000  # of one YAML file, aliases replaced by what they stand for
 # Names that people bring from elsewhere, and what they are called here.
 ELSEWHERE = {
     "learning_rate": "optimizer.lr",
@@ -131,6 +132,24 @@ class _UserFolder(SearchPathPlugin):
             search_path.prepend(provider="llmtrain", path=f"file://{self.folder}", anchor="main")
 
 
+@dataclass
+class _Sources:
+    """What the config composed last was made from, so that a message can say where a value stands.
+
+    Attributes:
+        files: the user's YAML files in it, the one that wins first, each with the key that its content stands under.
+        typed: keys given on the command line.
+        keys: every setting of the config.
+    """
+
+    files: list[tuple[Path, str]] = field(default_factory=list)
+    typed: set[str] = field(default_factory=set)
+    keys: list[str] = field(default_factory=list)
+
+
+_sources = _Sources()
+
+
 # --- composing ----------------------------------------------------------------------------------------------------
 
 
@@ -144,23 +163,26 @@ def compose(verb: str, overrides: list[str], user_dir: Path | None = None) -> Co
     Raises:
         ConfigError: for whatever the overrides or the files get wrong.
     """
+    global _sources
+    _sources = _Sources()
+    user_dir = user_dir and user_dir.expanduser().resolve()
     notes = _check_user_dir(user_dir)
     parsed = parse(overrides)
-    known = groups(user_dir)
-    choices = {o.key_or_group: str(o.value()) for o in parsed if o.key_or_group in known}
-    for group, option in choices.items():
-        if option not in known[group] and option not in ("null", "None"):
-            raise ConfigError(f"{group}={option}: no such option", allowed=", ".join(known[group]), fix=did_you_mean(option, known[group]))
-    config = _hydra(verb, [f"{group}={'null' if option == 'None' else option}" for group, option in choices.items()], user_dir)
-    preset = _preset(choices.get("experiment"), user_dir)
+    chosen = _choices(parsed, _groups_of(verb, user_dir), groups(user_dir))
+    config, used = _hydra(verb, chosen, user_dir)
+    preset = _preset(chosen.get("experiment"), user_dir)
+    _sources = _Sources(_used_files(verb, used, user_dir), {o.key_or_group for o in parsed}, list(_leaves(OmegaConf.to_container(config, resolve=False))))
+    if "experiment" in config:
+        path = find_yaml(f"experiment/{chosen.get('experiment')}", user_dir)
+        raise ConfigError(f"{path}: its keys would stand below a key `experiment`", fix="make `# @package _global_` its first line")
     composed = Composed(config, given=set(_leaves(preset)), notes=notes)
-    _drop_settings_of_another_kind(composed, choices, preset)
-    _budget(config, preset.get("trainer") or {}, "the experiment")
+    _drop_settings_of_another_kind(composed, chosen, preset, user_dir)
+    _budget(config, preset.get("trainer"), "the experiment")
     for override in parsed:
-        if override.key_or_group not in known:
+        refuse_targets({override.key_or_group.rpartition(".")[2]: override.value()}, "an override")
+        if override.key_or_group not in chosen and override.key_or_group != "experiment":
             _set(config, override)
-            composed.given.add(override.key_or_group)
-        elif override.key_or_group != "experiment":
+        if override.key_or_group != "experiment":
             composed.given.add(override.key_or_group)
     typed = {o.key_or_group.removeprefix("trainer."): o.value() for o in parsed if o.key_or_group.startswith("trainer.")}
     _budget(config, typed, "the command line")
@@ -170,40 +192,93 @@ def compose(verb: str, overrides: list[str], user_dir: Path | None = None) -> Co
 
 def parse(overrides: list[str]) -> list[Override]:
     """Overrides in Hydra's grammar, without what llmtrain does not take: `+`, `++`, `~`, sweeps and `hydra.…`."""
-    overrides = [o[1:] if o.startswith("+experiment=") else o for o in overrides]
-    for text in overrides:
-        key = text.split("=", 1)[0]
-        if SECRET.search(key):
-            raise ConfigError(f"{key}: secrets are not taken from the command line", fix="set it in the environment (HF_TOKEN, WANDB_API_KEY, …)")
+    parsed = []
+    for typed in overrides:
+        text = typed.removeprefix("+") if typed.startswith("+experiment=") else typed
+        key, equals, value = text.partition("=")
         if text[:1] in "+~":
+            _refuse_secret(key)
             raise ConfigError(f"{shown(text)}: keys are neither added nor removed", allowed="KEY=VALUE for a key that exists, GROUP=OPTION, experiment=NAME")
-        if "=" not in text:
+        if not equals:
             raise ConfigError(f"{shown(text)} is neither an option nor KEY=VALUE", fix=did_you_mean(text, ["--help", "--cfg", "--config-dir", "--debug"]))
-    try:
-        parsed: list[Override] = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise ConfigError(str(error).splitlines()[0], fix="quote a value with special characters: 'key=\"a, b\"'") from error
-    for override in parsed:
+        override = _parse(key, value, text)
         if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line}: several values make a sweep, and this verb runs one", allowed="one value for a key")
-        if override.key_or_group.split(".")[0] == "hydra" or override.package is not None:
-            raise ConfigError(f"{override.input_line}: Hydra's own settings are not taken", allowed="the keys that `--cfg job` prints")
+            raise ConfigError(
+                f"{shown(text)}: several values make a sweep, and this verb runs one",
+                allowed="one value for a key",
+                fix=f"a value with commas in it is quoted twice: '{key}=\"a, b\"'; a list has brackets: '{key}=[a, b]'",
+            )
+        if key.split(".")[0] == "hydra" or override.package is not None:
+            raise ConfigError(f"{shown(text)}: Hydra's own settings are not taken", allowed="the keys that `--cfg job` prints")
+        parsed.append(override)
     return parsed
 
 
-def _hydra(verb: str, overrides: list[str], user_dir: Path | None) -> DictConfig:
-    _UserFolder.folder = user_dir.resolve() if user_dir else None
+def _parse(key: str, value: str, text: str) -> Override:
+    """One override; a value that Hydra's grammar has no place for and that has no structure, such as ~/books, is text."""
+    literal = Override(OverrideType.CHANGE, key, ValueType.ELEMENT, value.replace("${", r"\${"), input_line=text)
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if key in LITERAL and not quoted:
+        return literal
+    try:
+        return OverridesParser.create().parse_override(text)
+    except (HydraException, RecursionError) as error:
+        if not set(value) & set("[]{}(),'\"$\n"):
+            return literal
+        _refuse_secret(key)
+        raise ConfigError(f"{shown(text)}: the value cannot be read", fix=f"quote a value with special characters: '{key}=\"a, b\"'") from error
+
+
+def _refuse_secret(key: str) -> None:
+    if SECRET.search(key):
+        raise ConfigError(
+            f"{key}: secrets are taken neither from the command line nor from a file", fix="set it in the environment (HF_TOKEN, WANDB_API_KEY, …)"
+        )
+
+
+def _groups_of(verb: str, user_dir: Path | None) -> set[str]:
+    """The groups that a verb lets choose: those of its defaults list that stand under their own name."""
+    path = find_yaml(verb, user_dir)
+    defaults = (read_yaml(path) or {}).get("defaults", []) if path else []
+    return {name for entry in defaults if isinstance(entry, dict) for name in entry if "@" not in name}
+
+
+def _choices(parsed: list[Override], own: set[str], known: dict[str, list[str]]) -> dict[str, str]:
+    """group → option, as given on the command line."""
+    chosen = {o.key_or_group: o.value() for o in parsed if o.key_or_group in own}
+    for group, option in chosen.items():
+        if option not in known.get(group, []) and not (group == "experiment" and option is None):
+            raise _no_such_option(group, "null" if option is None else str(option), known.get(group, []))
+    return {group: str(option) for group, option in chosen.items() if option is not None}
+
+
+def _no_such_option(group: str, option: str, known: list[str], where: str = "") -> ConfigError:
+    return ConfigError(f"{group}={option}{where}: no such option", allowed=", ".join(known), fix=did_you_mean(option, known))
+
+
+def _hydra(verb: str, chosen: dict[str, str], user_dir: Path | None) -> tuple[DictConfig, dict[str, str]]:
+    """The config before single keys are set, and every group with the option that was taken."""
+    _UserFolder.folder = user_dir
     if _UserFolder not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(_UserFolder)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(shipped_dir()), version_base="1.3"):
-            config = hydra_compose(verb, overrides)
+            config = hydra_compose(verb, [f"{group}={option}" for group, option in chosen.items()], return_hydra_config=True)
+    except MissingConfigException as error:
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        if not error.options:
+            raise ConfigError(" ".join(str(error).split())[:300]) from error
+        raise _no_such_option(group, option, list(error.options), _mentioned(user_dir, option)) from error
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(text[:300], fix=f"`llmtrain {verb} --help` lists the groups of this verb") from error
+    used = {str(group): str(option) for group, option in config.hydra.runtime.choices.items() if not group.startswith("hydra/")}
+    OmegaConf.set_readonly(config, False)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
     OmegaConf.set_struct(config, True)
-    return config
+    return config, used
 
 
 def _set(config: DictConfig, override: Override) -> None:
@@ -214,22 +289,23 @@ def _set(config: DictConfig, override: Override) -> None:
         node = OmegaConf.select(config, parent) if parent else config
     except OmegaConfBaseException:
         node = None
-    if leaf == "kind" or not isinstance(node, DictConfig) or leaf not in node:
-        if leaf == "kind" and parent in groups():
-            raise ConfigError(f"{key}: a kind is chosen by its group", allowed=f"{parent}=" + "|".join(groups()[parent]))
-        raise unknown_key(key, config)
+    if leaf == "kind" and parent in groups():
+        raise ConfigError(f"{key}: a kind is chosen by its group", allowed=f"{parent}=" + "|".join(groups()[parent]))
+    if not isinstance(node, DictConfig) or leaf not in node:
+        raise unknown_key(key, _sources.keys)
     value = override.value()
-    section = OmegaConf.is_config(node._get_node(leaf)) and not isinstance(value, (dict, list))
-    if section and OmegaConf.is_dict(node._get_node(leaf)) and value is not None:
+    if OmegaConf.is_dict(node._get_node(leaf)) and not isinstance(value, dict):
         raise ConfigError(f"{key} is a section, not a setting", allowed=", ".join(f"{key}.{k}" for k in node._get_node(leaf)))
     OmegaConf.update(config, key, value, merge=False, force_add=True)
 
 
 def _preset(name: str | None, user_dir: Path | None) -> dict[str, Any]:
-    """What an experiment's YAML file itself sets, without what its defaults bring."""
-    path = name and find_yaml(f"experiment/{name}", user_dir)
-    content = yaml.safe_load(path.read_text()) if path else None
-    return {k: v for k, v in (content or {}).items() if k != "defaults"}
+    """What an experiment's YAML file sets, and the experiments that it builds on, without what their groups bring."""
+    path = find_yaml(f"experiment/{name}", user_dir) if name else None
+    content = dict(read_yaml(path) or {}) if path else {}
+    layers = [_preset(entry, user_dir) for entry in content.pop("defaults", None) or [] if isinstance(entry, str) and entry != "_self_"]
+    merged = OmegaConf.to_container(OmegaConf.merge(*layers, content)) if layers else content
+    return typing.cast(dict[str, Any], merged)
 
 
 def find_yaml(name: str, user_dir: Path | None = None) -> Path | None:
@@ -237,14 +313,31 @@ def find_yaml(name: str, user_dir: Path | None = None) -> Path | None:
     return next((path for folder in folders(user_dir) if (path := folder / f"{name}.yaml").is_file()), None)
 
 
-def _drop_settings_of_another_kind(composed: Composed, choices: dict[str, str], preset: dict[str, Any]) -> None:
+def _used_files(verb: str, used: dict[str, str], user_dir: Path | None) -> list[tuple[Path, str]]:
+    """The user's files among those that Hydra composed, the one that wins first, each with the key above its content."""
+    if user_dir is None:
+        return []
+    names = [(f"experiment/{used['experiment']}", "")] if used.get("experiment", "None") != "None" else []
+    names += [(verb, ""), *((f"{key.partition('@')[0]}/{option}", key.rpartition("@")[2]) for key, option in used.items() if key != "experiment")]
+    found = []
+    while names:
+        name, prefix = names.pop(0)
+        path = find_yaml(name, user_dir)
+        content = read_yaml(path) if path else None
+        below = [d for d in (content or {}).get("defaults", None) or [] if isinstance(d, str) and d != "_self_"]
+        names = [(str(Path(name).parent / d), prefix) for d in reversed(below)] + names
+        found += [(path, prefix)] if path and path.is_relative_to(user_dir) else []
+    return found
+
+
+def _drop_settings_of_another_kind(composed: Composed, choices: dict[str, str], preset: dict[str, Any], user_dir: Path | None) -> None:
     """A kind chosen on the command line does not inherit what a preset set for the kind it had in mind."""
-    for group in choices.keys() & preset.keys():
+    for group in sorted(choices.keys() & preset.keys()):
         node = composed.config.get(group)
-        path = OmegaConf.is_dict(node) and find_yaml(f"{group}/{node.get('kind')}")
+        path = OmegaConf.is_dict(node) and find_yaml(f"{group}/{node.get('kind')}", user_dir)
         if not path:
             continue
-        own = yaml.safe_load(path.read_text()) or {}
+        own = read_yaml(path) or {}
         for setting in [k for k in node if k not in own]:
             with_dot = f"{group}.{setting}"
             composed.notes.append(f"{with_dot}={node[setting]} of the experiment is dropped: {group}={choices[group]} has no such setting")
@@ -254,11 +347,13 @@ def _drop_settings_of_another_kind(composed: Composed, choices: dict[str, str], 
             OmegaConf.set_struct(node, None)
 
 
-def _budget(config: DictConfig, layer: dict[str, Any], where: str) -> None:
+def _budget(config: DictConfig, layer: Any, where: str) -> None:
     """A budget given later replaces an earlier one; two at one level are a contradiction."""
-    given = [k for k in BUDGETS if layer.get(k) is not None]
+    given = [k for k in BUDGETS if layer.get(k) is not None] if isinstance(layer, dict) else []
     if len(given) > 1:
-        raise ConfigError(f"{' and '.join('trainer.' + k for k in given)} are both given by {where}", allowed="one budget: " + ", ".join("trainer." + k for k in BUDGETS))
+        raise ConfigError(
+            f"{' and '.join('trainer.' + k for k in given)} are both given by {where}", allowed="one budget: " + ", ".join("trainer." + k for k in BUDGETS)
+        )
     for name in BUDGETS:
         if given and name not in given:
             OmegaConf.update(config, f"trainer.{name}", None)
@@ -276,13 +371,19 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _check_user_dir(user_dir: Path | None) -> list[str]:
+    """Refuse what no file of the user's folder may hold; a note for each that takes the place of a shipped one."""
     if user_dir is None:
         return []
     if not user_dir.is_dir():
         raise ConfigError(f"--config-dir {user_dir}: {'not a folder' if user_dir.exists() else 'no such folder'}", allowed="a folder laid out like configs/")
     notes = []
     for path in sorted(user_dir.rglob("*.yaml")):
-        refuse_targets(read_yaml(path), str(path))
+        content = read_yaml(path)
+        if not isinstance(content, dict | None):
+            raise ConfigError(f"{path}: no keys and values", allowed="KEY: VALUE, line by line")
+        refuse_targets(content, str(path))
+        if re.search(r"(^|[\s/{,'\"])hydra[/:'\"]", " ".join([*(content or {}), *map(str, (content or {}).get("defaults") or [])]) + ":"):
+            raise ConfigError(f"{path}: Hydra's own settings are not taken", fix="take out what stands below `hydra`")
         if (shipped_dir() / path.relative_to(user_dir)).is_file():
             notes.append(f"{path} replaces the shipped file of that name")
     return notes
@@ -299,14 +400,24 @@ def read_yaml(path: Path) -> Any:
     if len(text) > 1_000_000:
         raise ConfigError(f"{path}: larger than 1 MB", fix="a config is a page, not a data set")
     try:
-        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
-        if aliases > 20:
-            raise ConfigError(f"{path}: {aliases} YAML aliases", allowed="at most 20")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and _expanded(root, {}) > NODES:
+            raise ConfigError(f"{path}: its YAML aliases stand for more than {NODES:,} values", allowed="a config is a page, not a data set")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply, or an alias to itself") from error
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many nodes a tree has once every alias is replaced by a copy, as OmegaConf does. An alias to itself recurses."""
+    if id(node) not in sizes:
+        children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value
+        sizes[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_expanded(child, sizes) for child in children))
+    return sizes[id(node)]
 
 
 def refuse_targets(tree: Any, where: str = "the config") -> None:
@@ -339,8 +450,10 @@ def build(node: Any, base: type[T], path: str) -> T:
     Raises:
         ConfigError: naming the whole key, what is allowed and, for a misspelling, the nearest name.
     """
+    if not isinstance(node, dict | DictConfig | None):
+        raise ConfigError(f"{path}={shown(node)}{at(path)}: a section of keys, not a value")
     if not OmegaConf.is_dict(node):
-        node = OmegaConf.create(node if isinstance(node, dict) else {})
+        node = OmegaConf.create(node or {})
     settings = {k: v for k, v in node.items_ex(resolve=False) if k != "kind"}
     cls = base
     if inspect.isabstract(base) or "kind" in node:
@@ -348,17 +461,20 @@ def build(node: Any, base: type[T], path: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for name in settings:
         if name not in fields:
-            raise _unknown_setting(cls, str(name), path, list(fields))
+            inside = [_join(path, f) for f in fields]
+            raise unknown_key(_join(path, str(name)), [*inside, *(k for k in _sources.keys if not k.startswith(f"{path}."))], inside)
     missing = [name for name in fields if name not in settings]
     if missing:
-        raise ConfigError(f"{path}: no value for {', '.join(missing)}", fix="every setting has a value in its YAML file; null means absent")
+        raise ConfigError(
+            f"{path or 'the config'}{at(path)}: no value for {', '.join(missing)}", fix="every setting has a value in its YAML file; null means absent"
+        )
     hints = typing.get_type_hints(cls)
     values = {name: _typed(cls, name, hints[name], value, _join(path, name)) for name, value in _resolved(node, settings, path).items()}
     try:
         return typing.cast(T, cls(**values))
     except SettingError as error:
         key = _join(path, error.field)
-        raise ConfigError(f"{key}={shown(error.value)}", allowed=error.allowed, fix=error.fix or _origin_fix(key)) from error
+        raise ConfigError(f"{key}={shown(error.value)}{at(key)}", allowed=error.allowed, fix=error.fix) from error
 
 
 def _typed(cls: type, name: str, hint: Any, value: Any, path: str) -> Any:
@@ -374,7 +490,11 @@ def _typed(cls: type, name: str, hint: Any, value: Any, path: str) -> Any:
             return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
         except OmegaConfBaseException:
             pass
-    raise ConfigError(f"{path}={shown(value)}: wrong type", allowed=type_in_words(hint), fix=_origin_fix(path))
+    choices = [name for a in accepted if inspect.isclass(a) and issubclass(a, Enum) for name in a.__members__]
+    fix = did_you_mean(str(value), choices)
+    if isinstance(value, float) and value.is_integer() and int in accepted:
+        fix = f"write it out: {path}={int(value)}"
+    raise ConfigError(f"{path}={shown(value)}{at(path)}: {'no such value' if choices else 'wrong type'}", allowed=type_in_words(hint), fix=fix)
 
 
 def kinds(base: type) -> dict[str, str]:
@@ -414,7 +534,8 @@ def _resolved(node: DictConfig, settings: dict[Any, Any], path: str) -> dict[str
             values[str(name)] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except OmegaConfBaseException as error:
             raw = node._get_node(name)
-            raise ConfigError(f"{_join(path, str(name))}={raw}: {str(error).splitlines()[0]}", fix="name a key that exists, or set the variable") from error
+            key = _join(path, str(name))
+            raise ConfigError(f"{key}={raw}{at(key)}: {str(error).splitlines()[0]}", fix="name a key that exists, or set the variable") from error
     return values
 
 
@@ -423,7 +544,7 @@ def check_keys(config: DictConfig, allowed: Iterable[str]) -> None:
     names = set(allowed)
     for name in config:
         if name not in names:
-            raise unknown_key(str(name), config, names)
+            raise unknown_key(str(name), [k for k in _leaves(OmegaConf.to_container(config, resolve=False)) if k.split(".")[0] in names])
 
 
 def type_in_words(hint: Any) -> str:
@@ -445,59 +566,58 @@ def type_in_words(hint: Any) -> str:
 
 def did_you_mean(word: str, words: Iterable[str]) -> str | None:
     """`did you mean 'x'?` for the nearest of `words`, or nothing where none is near."""
-    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    words = list(words)
+    near = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6) or [w for w in words if len(word) > 2 and w.startswith(word.lower())]
     return f"did you mean {near[0]!r}?" if near else None
 
 
-def unknown_key(key: str, config: DictConfig, top: Iterable[str] | None = None) -> ConfigError:
-    """The answer to a key that does not exist: where it lives, or what it is called here."""
-    keys = list(_leaves(OmegaConf.to_container(config, resolve=False)))
-    if top is not None:
-        keys = [k for k in keys if k.split(".")[0] in top]
-    leaf = key.rpartition(".")[2]
-    elsewhere = [k for k in keys if k.rpartition(".")[2] == leaf and k != key]
-    if leaf in ELSEWHERE:
-        hint: str | None = f"did you mean {ELSEWHERE[leaf]!r}?"
-    elif elsewhere:
-        hint = f"did you mean {elsewhere[0]!r}?"
-    else:
-        hint = did_you_mean(key, keys) or _nearest_leaf(leaf, keys)
+def unknown_key(key: str, keys: list[str], allowed: list[str] | None = None) -> ConfigError:
+    """The answer to a key that does not exist: where it lives, or what it is called here.
+
+    Args:
+        keys: every setting that exists.
+        allowed: those of them to list; None: those beside `key`, or the sections where there are none.
+    """
+    _refuse_secret(key)
     parent = key.rpartition(".")[0]
-    siblings = [k for k in keys if k.rpartition(".")[0] == parent]
-    names = siblings or sorted(dict.fromkeys(k.split(".")[0] for k in keys))
-    where = origin(key)
-    return ConfigError(f"{key}{f' ({where})' if where else ''}: no such key", allowed=", ".join(names), fix=hint)
+    sections = sorted(dict.fromkeys(k.split(".")[0] for k in keys))
+    beside = [k for k in keys if k.rpartition(".")[0] == parent] if parent else []
+    hint = _other_name(key, keys, sections) or did_you_mean(key, [*keys, *sections]) or _nearest_leaf(key, keys)
+    return ConfigError(f"{key}{at(key)}: no such key", allowed=", ".join(allowed or beside or sections), fix=hint)
 
 
-def _nearest_leaf(leaf: str, keys: list[str]) -> str | None:
-    near = difflib.get_close_matches(leaf, [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.7)
+def _other_name(key: str, keys: list[str], sections: list[str]) -> str | None:
+    """What a key is called here, in which section it stands, or which option of its group has it."""
+    group, _, leaf = key.rpartition(".")
+    options = [option for option in groups().get(group, []) if leaf in (kind := read_yaml(shipped_dir() / group / f"{option}.yaml")) and "kind" in kind]
+    if options:
+        return f"{' and '.join(f'{group}={option}' for option in options)} {'has' if len(options) == 1 else 'have'} it"
+    known = ELSEWHERE.get(leaf, key)
+    if known != key and known.split(".")[0] in sections:
+        return f"did you mean {known!r}?"
+    elsewhere = [k for k in keys if k.rpartition(".")[2] == leaf and k != key]
+    return f"did you mean {elsewhere[0]!r}?" if elsewhere else None
+
+
+def _nearest_leaf(key: str, keys: list[str]) -> str | None:
+    near = difflib.get_close_matches(key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.7)
     return f"did you mean {next(k for k in keys if k.rpartition('.')[2] == near[0])!r}?" if near else None
 
 
-def _unknown_setting(cls: type, name: str, path: str, fields: list[str]) -> ConfigError:
-    key = _join(path, name)
-    hint = did_you_mean(name, fields)
-    if hint is None and name in ELSEWHERE:
-        hint = f"did you mean {ELSEWHERE[name]!r}?"
-    where = origin(key)
-    return ConfigError(f"{key}{f' ({where})' if where else ''}: {cls.__name__} has no setting {name!r}", allowed=", ".join(fields), fix=hint)
-
-
-def origin(key: str) -> str | None:
-    """`file:line` of a key in the user's own YAML files, where it stands there."""
-    names = key.split(".")
-    for path in sorted(_UserFolder.folder.rglob("*.yaml")) if _UserFolder.folder else []:
-        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
-        # In a group's own file the key starts one level further down than in an experiment's.
-        for trail in (names, names[1:]):
-            line = _line(root, trail)
-            if trail and line:
-                return f"{path}:{line}"
-    return None
+def at(key: str) -> str:
+    """` (file:line)` of a key in the user's own YAML files; nothing where its value does not come from there."""
+    if any(key == typed or key.startswith(f"{typed}.") for typed in _sources.typed):
+        return ""
+    for path, prefix in _sources.files:
+        if not prefix or key.startswith(f"{prefix}."):
+            line = _line(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), key.removeprefix(f"{prefix}.").split("."))
+            if line:
+                return f" ({path}:{line})"
+    return ""
 
 
 def _line(node: yaml.Node | None, trail: list[str]) -> int | None:
-    if not trail or not isinstance(node, yaml.MappingNode):
+    if not isinstance(node, yaml.MappingNode):
         return None
     for name, value in node.value:
         if name.value == trail[0]:
@@ -505,9 +625,13 @@ def _line(node: yaml.Node | None, trail: list[str]) -> int | None:
     return None
 
 
-def _origin_fix(key: str) -> str | None:
-    where = origin(key)
-    return f"it stands in {where}" if where else None
+def _mentioned(user_dir: Path | None, option: str) -> str:
+    """` (file:line)` of the first defaults list of the user's that names an option."""
+    for path in sorted(user_dir.rglob("*.yaml")) if user_dir else []:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if re.search(rf":\s*{re.escape(option)}\s*(#|$)", line):
+                return f" ({path}:{number})"
+    return ""
 
 
 def _join(path: str, name: str) -> str:

@@ -1,14 +1,14 @@
 """What can go wrong for a user, each kind with its exit code.
 
-    LLMTrainError
-    ├── ConfigError        2   a key, a value, a combination
-    ├── DataError          3   a file, a row
-    ├── CheckpointError    4   weights, checkpoints, caches
-    ├── NonFiniteError     5   the loss is not a number
-    ├── DeviceError        6   device, memory, disk, environment
-    ├── DistributedError   7   several processes
-    ├── Stopped           75   a signal asked for it; the same command goes on from here
-    └── Interrupted      130   the second Ctrl-C
+LLMTrainError
+├── ConfigError        2   a key, a value, a combination
+├── DataError          3   a file, a row
+├── CheckpointError    4   weights, checkpoints, caches
+├── NonFiniteError     5   the loss is not a number
+├── DeviceError        6   device, memory, disk, environment
+├── DistributedError   7   several processes
+├── Stopped           75   a signal asked for it; the same command goes on from here
+└── Interrupted      130   the second Ctrl-C
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def refuse_too_large(config: PretrainedConfig, device: str) -> Estimate:
     needed, free = estimate(config), available_bytes(device)
     if needed.training_bytes > free:
         raise DeviceError(
-            f"the model has {needed.parameters:,} parameters: weights, gradients and optimizer need {needed.training_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device}",
+            f"the model has {needed.parameters:,} parameters: "
+            f"weights, gradients and optimizer need {needed.training_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device}",
             fix="a smaller model, or a machine with more memory",
         )
     return needed

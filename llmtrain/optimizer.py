@@ -71,7 +71,9 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
     """The optimizer's state with parameter names instead of positions, which a changed freeze set would shift."""
-    return {name: optimizer.state[p] for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True) if p in optimizer.state}
+    return {
+        name: optimizer.state[p] for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True) if p in optimizer.state
+    }
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:

@@ -32,7 +32,6 @@ from filelock import FileLock, Timeout
 from llmtrain.errors import CheckpointError, ConfigError, DeviceError, DistributedError, Interrupted, LLMTrainError, printable, require
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import Accelerator
     from rich.console import Console
 
@@ -258,7 +257,11 @@ def decide_device(wanted: str) -> str:
     if wanted == "auto":
         return next(name for name, there in available.items() if there)
     if not available[wanted]:
-        raise DeviceError(f"device={wanted}: this machine has none, or this torch ({torch.__version__}) cannot use it", allowed=", ".join(n for n, t in available.items() if t), fix="device=auto takes what is there")
+        raise DeviceError(
+            f"device={wanted}: this machine has none, or this torch ({torch.__version__}) cannot use it",
+            allowed=", ".join(n for n, t in available.items() if t),
+            fix="device=auto takes what is there",
+        )
     return wanted
 
 
@@ -268,7 +271,9 @@ def decide_precision(wanted: Precision, device: str, width: int | None) -> tuple
         raise ConfigError("precision=fp16 on a CPU, which has no fp16 training", allowed="fp32, bf16", fix="precision=auto")
     supported = has_bf16(device)
     if wanted is Precision.bf16 and not supported:
-        raise DeviceError(f"precision=bf16: this {device} has no bf16 arithmetic", allowed="fp32" + (", fp16" if device == "cuda" else ""), fix="precision=auto")
+        raise DeviceError(
+            f"precision=bf16: this {device} has no bf16 arithmetic", allowed="fp32" + (", fp16" if device == "cuda" else ""), fix="precision=auto"
+        )
     if wanted is not Precision.auto:
         return wanted, "as configured"
     if device == "cuda":
@@ -285,7 +290,7 @@ def has_bf16(device: str) -> bool:
     import torch
 
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "mps":
         return False
     if platform.machine() in ("arm64", "aarch64"):
@@ -409,7 +414,9 @@ def newest_run() -> Path:
     """
     found = sorted(Path("runs").glob("*/*/final/config.json"), key=lambda p: (p.stat().st_mtime, str(p)))
     if not found:
-        raise CheckpointError("model.checkpoint=newest: there is no finished run below runs/", fix="`llmtrain pretrain` makes one; model.checkpoint=FOLDER names another")
+        raise CheckpointError(
+            "model.checkpoint=newest: there is no finished run below runs/", fix="`llmtrain pretrain` makes one; model.checkpoint=FOLDER names another"
+        )
     return found[-1].parent.parent
 
 
@@ -425,7 +432,10 @@ def locked(folder: Path) -> Iterator[None]:
             holder = json.loads(note.read_text())
         except (OSError, ValueError):
             holder = {}
-        raise DeviceError(f"{folder} is in use by pid {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}", fix="wait for it, or give another output_dir") from None
+        raise DeviceError(
+            f"{folder} is in use by pid {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}",
+            fix="wait for it, or give another output_dir",
+        ) from None
     try:
         now = datetime.datetime.now().isoformat(timespec="seconds")
         note.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}))
@@ -475,10 +485,9 @@ def launched_by_us() -> bool:
 
 def rendezvous(settings: Settings) -> Callable[[Any], Any]:
     """Join the other processes before a device is chosen; returns what hands the main process's value to all."""
+    import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
-
-    import torch
 
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     PartialState(cpu=cpu, timeout=datetime.timedelta(seconds=settings.distributed.timeout_s))
@@ -518,7 +527,10 @@ def launch(folder: Path, verb: str, settings: Settings) -> int:
         print(failed[0][1], file=sys.stderr)
         return failed[0][0]
     if code or len(left) < settings.processes:
-        raise DistributedError(f"{settings.processes - len(left)} of {settings.processes} processes died without a word", fix=f"what they printed stands in {folder / 'torchrun.log'}")
+        raise DistributedError(
+            f"{settings.processes - len(left)} of {settings.processes} processes died without a word",
+            fix=f"what they printed stands in {folder / 'torchrun.log'}",
+        )
     return 0
 
 
@@ -538,7 +550,3 @@ def results(folder: Path) -> list[tuple[int, str]]:
             found.append((int(content["exit_code"]), str(content["screen"])))
         path.unlink(missing_ok=True)
     return found
-
-
-def torch_device(runtime: Runtime) -> torch.device:
-    return runtime.accelerator.device

@@ -8,6 +8,7 @@ any forward pass, a learner gives sums, and the division happens here, once for 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -33,7 +34,6 @@ from llmtrain.state import SIGNAL, RunState
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -222,7 +222,10 @@ class Trainer:
         finally:
             self._tell("on_end")
         if self.state.stop == SIGNAL and self.state.step < self.total_steps:
-            raise Stopped(f"stopped by a signal after step {self.state.step}; the checkpoint is saved", fix=f"the same command with output_dir={self.folder} goes on from here")
+            raise Stopped(
+                f"stopped by a signal after step {self.state.step}; the checkpoint is saved",
+                fix=f"the same command with output_dir={self.folder} goes on from here",
+            )
         return self.state
 
     # --- one phase
@@ -311,7 +314,7 @@ class Trainer:
         for i, batch in enumerate(batches):
             torch.manual_seed(key(self.seed, "step", runtime.rank, state.micro_step + i))
             wait = i + 1 < len(batches)
-            with accelerator.no_sync(self._call) if wait and runtime.world > 1 else _nothing():
+            with accelerator.no_sync(self._call) if wait and runtime.world > 1 else contextlib.nullcontext():
                 losses = self._call(batch.to(accelerator.device))
                 # DDP averages over processes; times their number, that is the sum.
                 loss = sum(self.objective.weights[t] * losses[t] / counts[t] for t in terms if counts[t]) * runtime.world
@@ -343,7 +346,8 @@ class Trainer:
         last = checkpoint.listed(self.folder)
         samples = [s for b in batches for s in b.samples]
         raise NonFiniteError(
-            f"the loss is not finite at step {self.state.step + 1}: loss {means}, gradient norm {norm:.3g}, lr {lr:.3g}, samples {samples[:8]}{'…' if len(samples) > 8 else ''}",
+            f"the loss is not finite at step {self.state.step + 1}: loss {means}, gradient norm {norm:.3g}, lr {lr:.3g}, "
+            f"samples {samples[:8]}{'…' if len(samples) > 8 else ''}",
             fix=f"a lower optimizer.lr or a longer schedule.warmup_steps; last good checkpoint: {last[0] if last else 'none yet'}",
         )
 
@@ -454,7 +458,8 @@ class Trainer:
 
     def _inner(self, optimizer: Any) -> torch.optim.Optimizer:
         """Accelerate's wrapper around the optimizer taken off."""
-        return optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
+        inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        return inner
 
     def _tell(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
@@ -480,7 +485,9 @@ def freeze(model: nn.Module, phase: Phase) -> None:
     names = {name for name, _ in model.named_parameters()}
     unknown = phase.trainable - names
     if unknown or not phase.trainable:
-        raise ConfigError(f"the finetuning mode trains {sorted(unknown)[:3] or 'nothing'}", allowed=f"parameters of the model, such as {', '.join(sorted(names)[:5])}")
+        raise ConfigError(
+            f"the finetuning mode trains {sorted(unknown)[:3] or 'nothing'}", allowed=f"parameters of the model, such as {', '.join(sorted(names)[:5])}"
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in phase.trainable)
         parameter.grad = None
@@ -493,9 +500,3 @@ def set_modes(model: nn.Module) -> None:
         own = list(module.parameters())
         if own and not any(p.requires_grad for p in own):
             module.eval()
-
-
-class _nothing:  # noqa: N801  (a context that does nothing, cheaper to read than contextlib's in the loop)
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...

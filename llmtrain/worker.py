@@ -1,6 +1,6 @@
 """One process of a run: reads the config from the run's folder and trains. No Hydra here.
 
-    python -m torch.distributed.run … -m llmtrain.worker RUN_FOLDER VERB
+python -m torch.distributed.run … -m llmtrain.worker RUN_FOLDER VERB
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def train() -> Train:
     """Run `llmtrain pretrain` on a tiny model in this process: train(folder, *overrides) → folder."""
     from llmtrain.command.train import start

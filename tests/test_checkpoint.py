@@ -80,7 +80,9 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert [checkpoint.step_of(p) for p in checkpoint.listed(tmp_path)] == [4, 3, 1]
 
 
-@pytest.mark.parametrize("weights", [{}, {"weight": torch.ones(2, 2), "bias": torch.ones(3)}, {"weight": torch.ones(2, 2), "bias": torch.ones(2), "more": torch.ones(1)}])
+@pytest.mark.parametrize(
+    "weights", [{}, {"weight": torch.ones(2, 2), "bias": torch.ones(3)}, {"weight": torch.ones(2, 2), "bias": torch.ones(2), "more": torch.ones(1)}]
+)
 def test_weights_that_do_not_fit_are_refused(weights: dict[str, torch.Tensor]) -> None:
     with pytest.raises(CheckpointError, match="does not fit"):
         checkpoint.load_weights(nn.Linear(2, 2), weights)

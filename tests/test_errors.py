@@ -11,7 +11,8 @@ from llmtrain.errors import LLMTrainError, SettingError, printable, require, sho
 def test_exit_codes_are_those_of_the_table() -> None:
     codes = {c.__name__: c.exit_code for c in vars(errors).values() if isinstance(c, type) and issubclass(c, LLMTrainError)}
     assert codes == {
-        "LLMTrainError": 1, "ConfigError": 2, "DataError": 3, "CheckpointError": 4, "NonFiniteError": 5, "DeviceError": 6, "DistributedError": 7, "Stopped": 75, "Interrupted": 130,
+        "LLMTrainError": 1, "ConfigError": 2, "DataError": 3, "CheckpointError": 4, "NonFiniteError": 5, "DeviceError": 6,
+        "DistributedError": 7, "Stopped": 75, "Interrupted": 130,
     }  # fmt: skip
 
 

@@ -33,7 +33,9 @@ def test_an_error_on_the_way_leaves_the_old_folder_and_no_new_one(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("data", "said"), [(b"012345678", "9 bytes instead of 10"), (b"0123456788", "sha256 differs"), (b"", "0 bytes"), (None, "missing")], ids=["cut", "flipped", "empty", "deleted"]
+    ("data", "said"),
+    [(b"012345678", "9 bytes instead of 10"), (b"0123456788", "sha256 differs"), (b"", "0 bytes"), (None, "missing")],
+    ids=["cut", "flipped", "empty", "deleted"],
 )
 def test_a_changed_file_is_named(tmp_path: Path, data: bytes | None, said: str) -> None:
     path = make(tmp_path / "x") / "a.bin"

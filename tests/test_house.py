@@ -184,7 +184,18 @@ def test_a_section_without_kinds_lists_exactly_its_settings(name: str, cls: type
     assert (set(composed[name]) if name else base) == {f.name for f in dataclasses.fields(cls)}
 
 
-TESTED_ELSEWHERE = {"model/base", "data/base", "objective/base", "finetune/base", "callback/base", "schedule/base", "__main__", "worker", "command/pretrain", "command/train"}
+TESTED_ELSEWHERE = {
+    "model/base",
+    "data/base",
+    "objective/base",
+    "finetune/base",
+    "callback/base",
+    "schedule/base",
+    "__main__",
+    "worker",
+    "command/pretrain",
+    "command/train",
+}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: "/".join(own(p)))

@@ -18,7 +18,10 @@ def names(optimizer: torch.optim.Optimizer, decay: bool) -> set[str]:
 
 @pytest.mark.parametrize(
     "model",
-    [GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16)), BertModel(BertConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, vocab_size=16))],
+    [
+        GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16)),
+        BertModel(BertConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, vocab_size=16)),
+    ],
     ids=["ln_1 and ln_f", "LayerNorm"],
 )
 def test_norms_and_biases_do_not_decay_whatever_they_are_called(model: nn.Module) -> None:

@@ -41,7 +41,9 @@ def test_every_architecture_trains(train: Train, tmp_path: Path, architecture: s
     train(tmp_path / "run", f"model.architecture={architecture}", "trainer.max_steps=2")
 
 
-@pytest.mark.parametrize("options", [["objective.packing=false"], ["objective.document_attention=true"], ["model.tie_word_embeddings=false"], ["model.dropout=0.1"]])
+@pytest.mark.parametrize(
+    "options", [["objective.packing=false"], ["objective.document_attention=true"], ["model.tie_word_embeddings=false"], ["model.dropout=0.1"]]
+)
 def test_every_switch_trains(train: Train, tmp_path: Path, options: list[str]) -> None:
     train(tmp_path / "run", *options, "trainer.max_steps=2")
 

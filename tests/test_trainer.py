@@ -129,10 +129,20 @@ def test_every_row_is_evaluated_once_on_any_number_of_processes(rows: int, world
     assert len(steps) == 1
 
 
-@pytest.mark.parametrize(("batch", "micro", "world", "near"), [(10, 4, 1, "8 or trainer.batch_size=12"), (6, 4, 2, "8"), (3, None, 2, "2 or trainer.batch_size=4")])
+@pytest.mark.parametrize(
+    ("batch", "micro", "world", "near"), [(10, 4, 1, "8 or trainer.batch_size=12"), (6, 4, 2, "8"), (3, None, 2, "2 or trainer.batch_size=4")]
+)
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch: int, micro: int | None, world: int, near: str) -> None:
     settings = trainer.Settings(
-        max_steps=1, max_epochs=None, max_tokens=None, batch_size=batch, micro_batch_size=micro, clip_norm=1.0, log_every_steps=1, gradient_checkpointing=False, compile=False
+        max_steps=1,
+        max_epochs=None,
+        max_tokens=None,
+        batch_size=batch,
+        micro_batch_size=micro,
+        clip_norm=1.0,
+        log_every_steps=1,
+        gradient_checkpointing=False,
+        compile=False,
     )
     with pytest.raises(ConfigError, match=str(batch)) as caught:
         settings.micro_size(world)

@@ -1,13 +1,13 @@
 """Who watches a run. Callbacks look; the one thing that they may change is `state.stop`.
 
-    on_start
-    repeat
-        one update                                   (counts → micro-batches → clip → step)
-        on_step                 every update
-        on_evaluate             every evaluation.every_steps
-        on_save                 every checkpoint.every_steps
-    until the budget is used up, or state.stop is set
-    on_end
+on_start
+repeat
+    one update                                   (counts → micro-batches → clip → step)
+    on_step                 every update
+    on_evaluate             every evaluation.every_steps
+    on_save                 every checkpoint.every_steps
+until the budget is used up, or state.stop is set
+on_end
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def command(composed: Composed, overrides: list[str]) -> int:
     if model.tokenizer_path is None:
         raise ConfigError("evaluate needs weights that exist", fix="model=checkpoint model.checkpoint=FOLDER")
     if objective.attention is not None and model.attention is not objective.attention:
-        raise ConfigError(f"the objective asks for a {objective.attention.value} model, this one is {model.attention.value}", allowed="next_token with causal models")
+        raise ConfigError(
+            f"the objective asks for a {objective.attention.value} model, this one is {model.attention.value}", allowed="next_token with causal models"
+        )
     if model.positions is not None and data.max_length > model.positions:
         raise ConfigError(f"data.max_length={data.max_length}: the model reads at most {model.positions} positions", fix=f"data.max_length={model.positions}")
     _report(model, objective, data, settings, str(config.model.checkpoint))

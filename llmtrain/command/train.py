@@ -19,20 +19,21 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 import llmtrain
-from llmtrain import checkpoint, files, runtime, trainer
+from llmtrain import checkpoint, files, runtime
 from llmtrain.callback.base import Callback
 from llmtrain.config import Composed, build, check_keys
 from llmtrain.data.base import Data
 from llmtrain.data.tokenizer import TokenizerSettings
 from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError, Stopped, printable
 from llmtrain.finetune.base import Finetune
-from llmtrain.model.base import Attention, Model
+from llmtrain.model.base import Model
 from llmtrain.objective.base import Objective
 from llmtrain.optimizer import Optimizer
 from llmtrain.runtime import Runtime
 from llmtrain.schedule.base import Schedule
 from llmtrain.seeding import key
 from llmtrain.state import RunState
+from llmtrain.trainer import Evaluation, Settings as TrainerSettings, Trainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,8 +64,8 @@ class Parts:
     schedule: Schedule
     tokenizer: TokenizerSettings
     optimizer: Optimizer
-    trainer: trainer.Settings
-    evaluation: trainer.Evaluation
+    trainer: TrainerSettings
+    evaluation: Evaluation
     checkpoint: checkpoint.Settings
     callbacks: list[Callback]
 
@@ -87,8 +88,8 @@ def parts(config: DictConfig) -> Parts:
         "schedule": Schedule,
         "tokenizer": TokenizerSettings,
         "optimizer": Optimizer,
-        "trainer": trainer.Settings,
-        "evaluation": trainer.Evaluation,
+        "trainer": TrainerSettings,
+        "evaluation": Evaluation,
         "checkpoint": checkpoint.Settings,
     }
     built = {name: build(config[name], base, name) for name, base in bases.items()}
@@ -118,7 +119,10 @@ def fits(parts: Parts) -> None:
             fix="another objective, or another model",
         )
     if limit is not None and parts.data.max_length > limit:
-        raise ConfigError(f"data.max_length={parts.data.max_length}: the model reads at most {limit} positions", fix=f"data.max_length={limit}, or a larger model.max_position_embeddings")
+        raise ConfigError(
+            f"data.max_length={parts.data.max_length}: the model reads at most {limit} positions",
+            fix=f"data.max_length={limit}, or a larger model.max_position_embeddings",
+        )
 
 
 def without_effect(parts: Parts, given: set[str]) -> list[str]:
@@ -194,7 +198,10 @@ def run_as_rank(config: DictConfig, verb: str, folder: Path) -> int:
         return error.exit_code
     except Exception as error:
         traceback.print_exc()  # into torchrun.log where we started the processes
-        fault = LLMTrainError(f"{type(error).__name__} on rank {rank}: {(str(error).splitlines() or ['no message'])[0][:300]}", fix="this is a fault of llmtrain: torchrun.log in the run's folder shows where")
+        fault = LLMTrainError(
+            f"{type(error).__name__} on rank {rank}: {(str(error).splitlines() or ['no message'])[0][:300]}",
+            fix="this is a fault of llmtrain: torchrun.log in the run's folder shows where",
+        )
         runtime.leave_result(folder, rank, fault)
         return fault.exit_code
     finally:
@@ -284,7 +291,9 @@ def continued(settings: runtime.Settings) -> Path | None:
         path = Path(settings.resume)
         home = path.parent.parent if checkpoint.STEP.fullmatch(path.resolve().name) else path
         if not (home / "config.yaml").is_file():
-            raise CheckpointError(f"resume={path}: not a run or a checkpoint of one", allowed="auto, never, must, a run's folder, or one of its checkpoints/step-…")
+            raise CheckpointError(
+                f"resume={path}: not a run or a checkpoint of one", allowed="auto, never, must, a run's folder, or one of its checkpoints/step-…"
+            )
         if folder is not None and folder.resolve() != home.resolve():
             raise ConfigError(f"output_dir={folder} is not the run of resume={path}", fix="give one of the two")
         return home
@@ -349,11 +358,15 @@ def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedToken
     sizes = {name: len(split) for name, split in examples.items()}
     if sizes["train"] < built.trainer.batch_size:
         raise DataError(
-            f"the training split has {sizes['train']} sequences of up to {built.data.max_length} tokens, one update takes trainer.batch_size={built.trainer.batch_size} ({machine.world} devices)",
+            f"the training split has {sizes['train']} sequences of up to {built.data.max_length} tokens, "
+            f"one update takes trainer.batch_size={built.trainer.batch_size} ({machine.world} devices)",
             fix="more text, a smaller trainer.batch_size, or a smaller data.max_length",
         )
     if not sizes["validation"]:
-        raise DataError(f"the validation split is empty ({sizes['train']} sequences in the training split)", fix="a larger data.validation_fraction, more documents, or data.validation=FILE")
+        raise DataError(
+            f"the validation split is empty ({sizes['train']} sequences in the training split)",
+            fix="a larger data.validation_fraction, more documents, or data.validation=FILE",
+        )
     validation = examples["validation"]
     if built.evaluation.max_samples is not None:
         validation = validation.select(range(min(built.evaluation.max_samples, len(validation))))
@@ -409,13 +422,15 @@ def _anatomy(model: PreTrainedModel) -> Anatomy:
     return found
 
 
-def _trainer(built: Parts, machine: Runtime, model: PreTrainedModel, phases: Any, train: Dataset, validation: Dataset, folder: Path, resume: Path | None) -> trainer.Trainer:
+def _trainer(
+    built: Parts, machine: Runtime, model: PreTrainedModel, phases: Any, train: Dataset, validation: Dataset, folder: Path, resume: Path | None
+) -> Trainer:
     import numpy as np
 
     from llmtrain.data.loader import Order
 
     lengths = np.asarray(train.with_format("numpy")["length"])
-    return trainer.Trainer(
+    return Trainer(
         settings=built.trainer,
         evaluation=built.evaluation,
         checkpoints=built.checkpoint,
@@ -436,7 +451,7 @@ def _trainer(built: Parts, machine: Runtime, model: PreTrainedModel, phases: Any
     )
 
 
-def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: trainer.Trainer, tokenizer: PreTrainedTokenizerBase, train: Dataset) -> dict[str, Any]:
+def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrainedTokenizerBase, train: Dataset) -> dict[str, Any]:
     """The config with every `auto` replaced, and what follows from it and the data."""
     from llmtrain.data import store, tokenizer as tokens
 
@@ -475,7 +490,11 @@ def _settle(machine: Runtime, folder: Path, stored: dict[str, Any] | None, resol
         if k in BITS:
             log.warning("%s was %s and is %s: from here on the bits may differ from an unbroken run", k, before.get(k), now.get(k))
     if any(k in ("derived.total_steps",) for k in changed):
-        log.info("the run is now %s updates long instead of %s: from here on the schedule follows the new length", now["derived.total_steps"], before["derived.total_steps"])
+        log.info(
+            "the run is now %s updates long instead of %s: from here on the schedule follows the new length",
+            now["derived.total_steps"],
+            before["derived.total_steps"],
+        )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -484,7 +503,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: tree}
 
 
-def _already_complete(machine: Runtime, job: trainer.Trainer, resume: Path) -> bool:
+def _already_complete(machine: Runtime, job: Trainer, resume: Path) -> bool:
     state = RunState.from_json(json.loads((resume / "state.json").read_text())["run"])
     if state.step < job.total_steps and not state.stop:
         return False
@@ -495,7 +514,7 @@ def _already_complete(machine: Runtime, job: trainer.Trainer, resume: Path) -> b
 # --- what people see ----------------------------------------------------------------------------------------------
 
 
-def _panel(built: Parts, machine: Runtime, job: trainer.Trainer, model: PreTrainedModel, anatomy: Anatomy, folder: Path) -> None:
+def _panel(built: Parts, machine: Runtime, job: Trainer, model: PreTrainedModel, anatomy: Anatomy, folder: Path) -> None:
     from rich.panel import Panel
     from rich.table import Table
 
@@ -522,7 +541,7 @@ def _panel(built: Parts, machine: Runtime, job: trainer.Trainer, model: PreTrain
     machine.console.print(Panel(grid, title=f"llmtrain {llmtrain.__version__}", title_align="left", expand=False))
 
 
-def _results(built: Parts, machine: Runtime, job: trainer.Trainer, state: RunState, model: PreTrainedModel, started: dict[str, str], phases: Any) -> dict[str, Any]:
+def _results(built: Parts, machine: Runtime, job: Trainer, state: RunState, model: PreTrainedModel, started: dict[str, str], phases: Any) -> dict[str, Any]:
     """What run.json says of a run that ended: metrics, cost, and the proof of what was frozen and what moved."""
     trainable = set().union(*(p.trainable for p in phases))
     now = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(model).items()}
@@ -541,7 +560,12 @@ def _results(built: Parts, machine: Runtime, job: trainer.Trainer, state: RunSta
         "validation": job.last_metrics,
         "references": references,
         "best": {"metric": built.evaluation.best_metric, "value": state.best, "step": state.best_step},
-        "freezing": {"frozen": len(frozen), "frozen_unchanged": len(frozen) - len(moved_frozen), "trainable": len(trainable), "trainable_moved": len(trainable) - len(still)},
+        "freezing": {
+            "frozen": len(frozen),
+            "frozen_unchanged": len(frozen) - len(moved_frozen),
+            "trainable": len(trainable),
+            "trainable_moved": len(trainable) - len(still),
+        },
         "cost": {
             "train_seconds": round(state.seconds, 2),
             "evaluation_seconds": round(state.evaluation_seconds, 2),
@@ -551,7 +575,7 @@ def _results(built: Parts, machine: Runtime, job: trainer.Trainer, state: RunSta
     }
 
 
-def _export(built: Parts, job: trainer.Trainer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, content: dict[str, Any]) -> None:
+def _export(built: Parts, job: Trainer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, content: dict[str, Any]) -> None:
     """final/: a Hugging Face folder with weights, tokenizer, model card and a manifest."""
     from llmtrain.model.checkpoint import quiet
     from llmtrain.report.card import card
@@ -568,7 +592,14 @@ def _export(built: Parts, job: trainer.Trainer, model: PreTrainedModel, tokenize
 
 
 def _goodbye(
-    machine: Runtime, job: trainer.Trainer, state: RunState, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, content: dict[str, Any], seed: int
+    machine: Runtime,
+    job: Trainer,
+    state: RunState,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    content: dict[str, Any],
+    seed: int,
 ) -> None:
     """Numbers, three samples, and what to type next."""
     from llmtrain.model.generation import Sampling, write
@@ -584,7 +615,10 @@ def _goodbye(
         say(f"held-out loss {loss:.3f}{references}")
     say(" · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items()))
     cost = content["cost"]
-    say(f"{cost['train_seconds']:.0f} s training, {cost['evaluation_seconds']:.0f} s evaluation · {cost['tokens_per_second']:,.0f} tokens/s · peak memory {cost['peak_memory_mb']:,.0f} MB")
+    say(
+        f"{cost['train_seconds']:.0f} s training, {cost['evaluation_seconds']:.0f} s evaluation · "
+        f"{cost['tokens_per_second']:,.0f} tokens/s · peak memory {cost['peak_memory_mb']:,.0f} MB"
+    )
     content["samples"] = []
     if model.can_generate():
         sampling = Sampling(temperature=0.7, top_k=50, top_p=0.95, max_new_tokens=48)
@@ -632,7 +666,13 @@ def _recorded(machine: Runtime, folder: Path, verb: str) -> Iterator[Record]:
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(began)),
                 "wall_seconds": round(time.time() - began, 2),
                 "versions": versions(),
-                "device": {"device": machine.device, "name": machine.device_name, "processes": machine.world, "threads": machine.threads, "precision": machine.precision.name},
+                "device": {
+                    "device": machine.device,
+                    "name": machine.device_name,
+                    "processes": machine.world,
+                    "threads": machine.threads,
+                    "precision": machine.precision.name,
+                },
                 "warnings": machine.warnings,
             }
             with contextlib.suppress(LLMTrainError):

@@ -16,8 +16,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.data import documents as docs
-from llmtrain.data import readers
+from llmtrain.data import documents as docs, readers
 from llmtrain.data.documents import Documents
 from llmtrain.errors import DataError, require
 

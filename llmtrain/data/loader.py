@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ def read_rows(rows: Dataset, samples: list[int]) -> list[dict[str, Any]]:
         if hasattr(column, "offsets"):
             offsets, values = column.offsets.to_numpy(), column.values
             values = values.to_numpy(zero_copy_only=False) if values.type not in ("string", "large_string") else np.array(values.to_pylist(), dtype=object)
-            columns[name] = [values[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+            columns[name] = [values[a:b] for a, b in pairwise(offsets)]
         else:
             columns[name] = column.to_pylist()
     return [{"sample": sample, **{name: columns[name][i] for name in columns}} for i, sample in enumerate(samples)]

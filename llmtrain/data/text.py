@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.data import documents as docs
-from llmtrain.data import readers
+from llmtrain.data import documents as docs, readers
 from llmtrain.data.base import SPLITS
 from llmtrain.data.documents import Documents
 from llmtrain.data.readers import Unit

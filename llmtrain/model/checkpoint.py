@@ -54,7 +54,9 @@ class Checkpoint(Model):
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"model.checkpoint={self.folder}: {first[:200]}", allowed="a folder with a valid config.json of a family that transformers knows, or a hub name") from error
+            raise CheckpointError(
+                f"model.checkpoint={self.folder}: {first[:200]}", allowed="a folder with a valid config.json of a family that transformers knows, or a hub name"
+            ) from error
 
     def _refuse_code(self) -> None:
         """`auto_map` in a config.json asks to run the repository's own Python. llmtrain never does."""
@@ -70,7 +72,9 @@ class Checkpoint(Model):
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} does not hold a config")
         if "auto_map" in content:
-            raise ConfigError(f"{path}: the model wants to run code of its own (auto_map); llmtrain never does", fix="take a model of a family that transformers itself knows")
+            raise ConfigError(
+                f"{path}: the model wants to run code of its own (auto_map); llmtrain never does", fix="take a model of a family that transformers itself knows"
+            )
 
     @property
     def attention(self) -> Attention:
@@ -110,7 +114,10 @@ class Checkpoint(Model):
         rows = model.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > rows:
             if not resize:
-                raise ConfigError(f"the tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,} rows", fix="tokenizer.resize=true adds rows (trained from random numbers), or give the tokenizer of the model")
+                raise ConfigError(
+                    f"the tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,} rows",
+                    fix="tokenizer.resize=true adds rows (trained from random numbers), or give the tokenizer of the model",
+                )
             model.resize_token_embeddings(len(tokenizer))
             log.info("the embedding grew from %s to %s rows: the new ones start from random numbers", f"{rows:,}", f"{len(tokenizer):,}")
         return model
@@ -128,18 +135,26 @@ class Checkpoint(Model):
         folder = Path(self.folder)
         if folder.is_dir() and not list(folder.glob("*.safetensors")):
             pickled = ", ".join(p.name for p in sorted(folder.glob("*.bin")))
-            raise CheckpointError(f"{folder}: no weights in safetensors format{f', only {pickled}, which could run code when opened' if pickled else ''}", fix="save the model again with `save_pretrained`")
+            raise CheckpointError(
+                f"{folder}: no weights in safetensors format{f', only {pickled}, which could run code when opened' if pickled else ''}",
+                fix="save the model again with `save_pretrained`",
+            )
         try:
             with quiet():
-                model, info = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    self.folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+                )
         except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"model.checkpoint={self.folder}: {first[:300]}", allowed="a folder or hub name with intact weights in safetensors format") from error
+            raise CheckpointError(
+                f"model.checkpoint={self.folder}: {first[:300]}", allowed="a folder or hub name with intact weights in safetensors format"
+            ) from error
         missing, mismatched = sorted(info["missing_keys"]), sorted(str(m) for m in info["mismatched_keys"])
         if missing or mismatched:
             total = len(model.state_dict())
             raise CheckpointError(
-                f"{self.folder}: {len(missing) + len(mismatched)} of {total} tensors of {type(model).__name__} are missing or of another shape: {', '.join((missing + mismatched)[:3])}",
+                f"{self.folder}: {len(missing) + len(mismatched)} of {total} tensors of {type(model).__name__} "
+                f"are missing or of another shape: {', '.join((missing + mismatched)[:3])}",
                 fix="are these the weights of another architecture? config.json decides which one is built",
             )
         return model

@@ -48,7 +48,7 @@ def write(
     import torch
     from transformers import TextStreamer
 
-    class Streamer(TextStreamer):
+    class Streamer(TextStreamer):  # type: ignore[misc]  # transformers carries no types
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             assert say is not None
             say(text)

@@ -66,7 +66,9 @@ class GPT(Model):
     def __post_init__(self) -> None:
         for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        require(self.hidden_size % self.num_attention_heads == 0, "hidden_size", self.hidden_size, f"a multiple of num_attention_heads={self.num_attention_heads}")
+        require(
+            self.hidden_size % self.num_attention_heads == 0, "hidden_size", self.hidden_size, f"a multiple of num_attention_heads={self.num_attention_heads}"
+        )
         require(self.intermediate_size is None or self.intermediate_size >= 1, "intermediate_size", self.intermediate_size, "1 or more, or null")
         require(self.max_position_embeddings >= 2, "max_position_embeddings", self.max_position_embeddings, "2 or more")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")

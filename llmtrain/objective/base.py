@@ -67,8 +67,8 @@ class Batch:
 
     def blank(self) -> Batch:
         """The same tensors, counting for nothing."""
-        nothing = {name: 0 for name in self.counts}
-        return dataclasses.replace(self, counts=nothing, sizes={name: 0 for name in self.sizes}, samples=[], real=False)
+        nothing = dict.fromkeys(self.counts, 0)
+        return dataclasses.replace(self, counts=nothing, sizes=dict.fromkeys(self.sizes, 0), samples=[], real=False)
 
 
 @dataclass

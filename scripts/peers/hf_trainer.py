@@ -1,6 +1,6 @@
 """One run of Hugging Face's Trainer for scripts/benchmark: prints a line of JSON.
 
-    python scripts/peers/hf_trainer.py BLOCKS.npy STEPS VOCABULARY fp32|bf16 OUTPUT
+python scripts/peers/hf_trainer.py BLOCKS.npy STEPS VOCABULARY fp32|bf16 OUTPUT
 """
 
 import json
@@ -43,7 +43,17 @@ class Clock(TrainerCallback):
 def main(blocks: str, steps: str, vocabulary: str, precision: str, output: str) -> None:
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=int(vocabulary), n_positions=256, n_embd=384, n_layer=6, n_head=6, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, use_cache=False
+        vocab_size=int(vocabulary),
+        n_positions=256,
+        n_embd=384,
+        n_layer=6,
+        n_head=6,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
     )
     model = GPT2LMHeadModel(config)
     settings = yaml.safe_load((Path(__file__).parent / "hf_trainer.yaml").read_text())

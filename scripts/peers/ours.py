@@ -1,6 +1,6 @@
 """One run of `llmtrain pretrain` for scripts/benchmark: the command itself, with a clock at the end of each step.
 
-    python scripts/peers/ours.py OVERRIDE …
+python scripts/peers/ours.py OVERRIDE …
 """
 
 import contextlib

@@ -114,7 +114,11 @@ def damage(path: Path, fault: str) -> None:
     if fault == "delete":
         path.unlink()
     else:
-        flipped = data[:-1] + bytes([data[-1] ^ 1]) if path.suffix == ".safetensors" else data.replace(b'"version": 1', b'"version": 0').replace(b'"step": ', b'"stop": ')
+        flipped = (
+            data[:-1] + bytes([data[-1] ^ 1])
+            if path.suffix == ".safetensors"
+            else data.replace(b'"version": 1', b'"version": 0').replace(b'"step": ', b'"stop": ')
+        )
         path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "last byte": data[:-1], "bit": flipped}[fault])
 
 
@@ -153,7 +157,7 @@ def test_a_changed_config_is_refused_with_the_difference(train: Train, tmp_path:
         stop_after(patch, 3)
         with pytest.raises(Stopped):
             train(tmp_path / "run")
-    with pytest.raises(CheckpointError, match="another config|does not fit"):
+    with pytest.raises(CheckpointError, match=r"another config|does not fit"):
         train(tmp_path / "run", change)
 
 
@@ -195,7 +199,14 @@ def test_a_folder_that_is_not_a_run_is_left_alone(train: Train, tmp_path: Path) 
 
 def test_early_stopping_survives_a_resume(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # With a learning rate that spoils the weights no evaluation improves on the first.
-    bad = ("optimizer.lr=3", "schedule=constant", "schedule.warmup_steps=0", "evaluation.every_steps=1", "callback.early_stopping.patience=3", "trainer.max_steps=12")
+    bad = (
+        "optimizer.lr=3",
+        "schedule=constant",
+        "schedule.warmup_steps=0",
+        "evaluation.every_steps=1",
+        "callback.early_stopping.patience=3",
+        "trainer.max_steps=12",
+    )
     unbroken = outcome(train(tmp_path / "unbroken", *bad))
     assert unbroken["step"] < "step-00000012"
     with monkeypatch.context() as patch:

@@ -55,7 +55,7 @@ def test_parts_put_together_are_the_document_however_it_was_read(chunk: int, mon
 
 @pytest.mark.parametrize(
     ("text", "first"),
-    [("a b\n" * 30, "a b\n" * 25), ("word " * 30, "word " * 20), ("x" * 120, "x" * 100), ("x" * 49 + " " + "x" * 70, "x" * 49 + " " + "x" * 50)],
+    [("a b c\n" * 30, "a b c\n" * 16), ("words " * 30, "words " * 16), ("x" * 120, "x" * 100), ("x" * 49 + " " + "x" * 70, "x" * 49 + " " + "x" * 50)],
     ids=["after a line", "after a word", "anywhere", "not in the first half"],
 )
 def test_a_long_document_is_cut_where_a_line_or_a_word_ends(text: str, first: str, monkeypatch: pytest.MonkeyPatch) -> None:

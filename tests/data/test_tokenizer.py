@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -259,7 +260,8 @@ def test_texts_are_encoded_whole_though_the_tokenizer_was_used_to_cut_and_pad() 
     assert tokens.encode(tokenizer, ["the quick fox jumps over a lazy dog", "a"]) == whole
 
 
-def test_a_text_longer_than_the_model_warns_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_text_longer_than_the_model_warns_nobody(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # else nobody here would hear it
     tokenizer = trained(Algorithm.bpe)
     tokenizer.model_max_length = 4
     assert len(tokens.encode(tokenizer, ["the quick fox " * 100])[0]) > 100
@@ -317,6 +319,7 @@ def test_using_a_tokenizer_does_not_change_its_fingerprint() -> None:
     tokenizer = trained(Algorithm.bpe)
     before = tokens.fingerprint(tokenizer)
     tokenizer(["the quick fox", "a"], truncation=True, max_length=3, padding=True)
+    assert tokens.fingerprint(tokenizer) == before
     tokens.encode(tokenizer, ["the quick fox"])
     assert tokens.fingerprint(tokenizer) == before
 

@@ -508,10 +508,18 @@ class OneBlockModel(t.GPT2LMHeadModel):
         self.transformer.h = nn.ModuleList([self.transformer.h[0]] * config.n_layer)
 
 
+class OneMLPModel(t.GPT2LMHeadModel):
+    """A GPT-2 two of whose blocks have one MLP between them."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.transformer.h[2].mlp = self.transformer.h[0].mlp
+
+
 @pytest.mark.parametrize(
     ("config", "model_class"),
-    [(t.GPT2Config(**GPT), OneBlockModel), (t.SqueezeBertConfig(**BERT, embedding_size=48), t.SqueezeBertForMaskedLM)],
-    ids=["one_block", "squeezebert"],
+    [(t.GPT2Config(**GPT), OneBlockModel), (t.GPT2Config(**GPT), OneMLPModel), (t.SqueezeBertConfig(**BERT, embedding_size=48), t.SqueezeBertForMaskedLM)],
+    ids=["one_block", "one_mlp", "squeezebert"],
 )
 def test_a_list_of_blocks_that_does_not_run_block_by_block_is_refused(config: Any, model_class: Any) -> None:
     with pytest.raises(ConfigError, match="its 3 layers share their parameters or do not run one after the other") as caught:

@@ -17,7 +17,9 @@ from llmtrain.model.generation import Sampling, write
 def model() -> tuple[Any, Any]:
     tokenizer = tokens.train("bpe", Dataset.from_dict({"text": ["a b c d e f"] * 3}), 265, lambda text: None)
     torch.manual_seed(0)
-    config = GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=len(tokenizer), n_positions=24, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id)
+    config = GPT2Config(
+        n_layer=1, n_embd=16, n_head=2, vocab_size=len(tokenizer), n_positions=24, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id
+    )
     return GPT2LMHeadModel(config).eval(), tokenizer
 
 

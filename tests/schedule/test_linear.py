@@ -22,7 +22,9 @@ def test_it_starts_to_fall_where_warmup_ends() -> None:
     assert [linear(warmup_steps=2).factor(Progress(s, 0, 6, 6)) for s in range(6)] == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
 
 
-@pytest.mark.parametrize("setting", [{"final_fraction": 1.5}, {"decay_tokens": 0}, {"warmup_steps": 1.5}, {"warmup_steps": -1}, {"decay_tokens": 100, "warmup_steps": 10}])
+@pytest.mark.parametrize(
+    "setting", [{"final_fraction": 1.5}, {"decay_tokens": 0}, {"warmup_steps": 1.5}, {"warmup_steps": -1}, {"decay_tokens": 100, "warmup_steps": 10}]
+)
 def test_settings_out_of_range_are_refused(setting: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"schedule\."):
         linear(**setting)
