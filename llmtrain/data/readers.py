@@ -91,7 +91,7 @@ def below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     if real in above:
         raise DataError(f"{folder}: the link leads back to {real}, in which it stands", fix="remove the link")
     with reading(folder):
-        entries = [Path(entry.path) for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        entries = sorted(Path(entry.path) for entry in os.scandir(folder) if not entry.name.startswith("."))
     for entry in entries:
         if _mode(entry, stat.S_ISDIR):
             yield from below(entry, (*above, real))

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from llmtrain.config import build
-from llmtrain.data import documents as docs
-from llmtrain.data import pydocs, store
+from llmtrain.data import documents as docs, pydocs, store
 from llmtrain.data.base import Data
 from llmtrain.data.pydocs import PyDocs
 from llmtrain.errors import ConfigError, DataError

@@ -15,8 +15,7 @@ import pytest
 from datasets import Dataset
 
 from llmtrain.config import build
-from llmtrain.data import documents, store
-from llmtrain.data import tokenizer as tokens
+from llmtrain.data import documents, store, tokenizer as tokens
 from llmtrain.data.synthetic import document
 from llmtrain.data.tokenizer import Algorithm, TokenizerSettings
 from llmtrain.errors import CheckpointError, ConfigError
@@ -261,8 +260,8 @@ def test_texts_are_encoded_whole_though_the_tokenizer_was_used_to_cut_and_pad() 
 
 
 def test_a_text_longer_than_the_model_warns_nobody(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # else nobody here would hear it
     tokenizer = trained(Algorithm.bpe)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # else nobody here would hear it
     tokenizer.model_max_length = 4
     assert len(tokens.encode(tokenizer, ["the quick fox " * 100])[0]) > 100
     assert caplog.text == ""
