@@ -231,7 +231,7 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
         resume = machine.broadcast(find_resume(folder, settings) if machine.main else None)
         tokenizer, train, validation = _data(built, machine, folder)
         model = _model(built, machine, tokenizer, settings.seed)
-        anatomy = _anatomy(model)
+        anatomy = _anatomy(model, built.finetune)
         model = built.finetune.prepare(model, anatomy)
         phases = built.finetune.plan(anatomy)
         started = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(model).items()}
@@ -244,7 +244,7 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
             return
         _panel(built, machine, job, model, anatomy, folder)
         state = job.fit()
-        record.content |= _results(built, machine, job, state, model, started, phases)
+        record.content |= _results(built, machine, job, state, model, started, phases, anatomy.unused)
         if machine.main:
             _export(built, job, model, tokenizer, folder, record.content)
             _goodbye(machine, job, state, model, tokenizer, folder, record.content, settings.seed)
@@ -414,10 +414,17 @@ def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, s
     return model
 
 
-def _anatomy(model: PreTrainedModel) -> Anatomy:
-    from llmtrain.model.anatomy import anatomy
+def _anatomy(model: PreTrainedModel, mode: Finetune) -> Anatomy:
+    """Where the blocks are. A model without a stack of its own is refused, unless the mode does not ask."""
+    from llmtrain.model.anatomy import anatomy, undivided
 
-    found = anatomy(model.config, type(model))
+    try:
+        found = anatomy(model.config, type(model))
+    except ConfigError as error:
+        if mode.needs_blocks:
+            raise
+        log.info("%s; all of it is trained", error.what)
+        return undivided(model)
     found.check(model)
     return found
 
@@ -526,7 +533,7 @@ def _panel(built: Parts, machine: Runtime, job: Trainer, model: PreTrainedModel,
     grid = Table.grid(padding=(0, 2))
     processes = f" × {machine.world} processes" if machine.world > 1 else ""
     rows = {
-        "model": f"{type(model).__name__}, {len(anatomy.blocks)} blocks, {total:,} parameters",
+        "model": f"{type(model).__name__}, {anatomy.depth} blocks, {total:,} parameters",
         "trainable": f"{trainable:,} ({trainable / total:.1%})",
         "data": f"{len(job.train):,} sequences of up to {built.data.max_length} tokens, {len(job.validation or []):,} held out",
         "steps": f"{job.total_steps:,} updates of about {tokens_per_step:,.0f} tokens, {job.total_tokens:,} in all",
@@ -541,13 +548,15 @@ def _panel(built: Parts, machine: Runtime, job: Trainer, model: PreTrainedModel,
     machine.console.print(Panel(grid, title=f"llmtrain {llmtrain.__version__}", title_align="left", expand=False))
 
 
-def _results(built: Parts, machine: Runtime, job: Trainer, state: RunState, model: PreTrainedModel, started: dict[str, str], phases: Any) -> dict[str, Any]:
+def _results(
+    built: Parts, machine: Runtime, job: Trainer, state: RunState, model: PreTrainedModel, started: dict[str, str], phases: Any, unused: frozenset[str]
+) -> dict[str, Any]:
     """What run.json says of a run that ended: metrics, cost, and the proof of what was frozen and what moved."""
     trainable = set().union(*(p.trainable for p in phases))
     now = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(model).items()}
     frozen = [n for n, _ in model.named_parameters() if n not in trainable]
     moved_frozen = [n for n in frozen if now[n] != started[n]]
-    still = [n for n in sorted(trainable) if now[n] == started[n]]
+    still = [n for n in sorted(trainable - unused) if now[n] == started[n]]
     if moved_frozen:
         log.warning("frozen parameters moved: %s", ", ".join(moved_frozen[:3]))
     if still:

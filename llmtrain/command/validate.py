@@ -30,7 +30,7 @@ def command(composed: Composed, overrides: list[str]) -> int:
     tick("folder: output_dir and resume", lambda: train.continued(built.runtime))
     tick("model and objective fit", lambda: train.fits(built))
     tick("device and precision on this machine", lambda: device(built))
-    tick("data: files are there and can be read", lambda: built.data.split("train"))
+    tick("data: files are there and can be read", built.data.check)
     print("all checks passed; `llmtrain pretrain` with the same overrides would start")
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +34,13 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(ABC):
-    """A finetuning mode. Pretraining is one too: everything moves, in one phase."""
+    """A finetuning mode. Pretraining is one too: everything moves, in one phase.
+
+    Class attributes:
+        needs_blocks: whether the plan asks where the blocks are; False: it fits any model.
+    """
+
+    needs_blocks: ClassVar[bool] = True
 
     def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
         """The model with what the mode adds or replaces; by default as it is."""

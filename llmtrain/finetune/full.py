@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from llmtrain.finetune.base import Finetune, Phase
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Full(Finetune):
     """Train all parameters in one phase."""
+
+    needs_blocks: ClassVar[bool] = False
 
     def plan(self, anatomy: Anatomy) -> list[Phase]:
         return [Phase(until=1.0, trainable=frozenset(anatomy.sections))]

@@ -134,6 +134,26 @@ def anatomy(config: PretrainedConfig, model_class: type[PreTrainedModel] | None 
     raise ConfigError(f"{_named(config)}: no small copy of the model runs ({problem or 'its parameters have other names'})", allowed=FITS, fix=FIX) from problem
 
 
+def undivided(model: PreTrainedModel) -> Anatomy:
+    """An anatomy without blocks, for a model that has none of its own: enough to train all of it, for nothing else."""
+    names, tied = _names(model)
+    sections = {name: HEAD for name, _ in model.named_parameters() if name in names}
+    why = "the model is not divided into blocks"
+    return Anatomy(
+        family=model.config.model_type,
+        stack="",
+        depth=0,
+        sections=sections,
+        tied=tied,
+        modules={},
+        shared=frozenset(),
+        unused=frozenset(),
+        returns=None,
+        batch_first=True,
+        uncut=why,
+    )
+
+
 # --- the cut ------------------------------------------------------------------------------------------------------
 
 
