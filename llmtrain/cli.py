@@ -7,13 +7,16 @@ Nothing heavy is imported before a verb really runs: help and config errors answ
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmtrain import __version__
-from llmtrain.errors import ConfigError, Interrupted, LLMTrainError
+from llmtrain.errors import ConfigError, Interrupted, LLMTrainError, shown
 
 # Each verb with what it does and the module in command/ that does it.
 VERBS = {
@@ -62,23 +65,29 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
     try:
-        return dispatch(take_apart(argv), argv)
-    except LLMTrainError as error:
-        if debug:
-            raise
-        print(error.screen(), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(Interrupted("interrupted").screen(), file=sys.stderr)
-        return Interrupted.exit_code
-    except BrokenPipeError:
+        code = dispatch(take_apart(argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `llmtrain … | head`: what is left to print has no reader
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
-            raise
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        print(LLMTrainError(f"{type(error).__name__}: {first[:300]}", fix="this is a fault of llmtrain: --debug shows where").screen(), file=sys.stderr)
-        return 1
+            traceback.print_exc()
+        found = as_ours(error)
+        print(found.screen(), file=sys.stderr)
+        return found.exit_code
+
+
+def as_ours(error: BaseException) -> LLMTrainError:
+    """Any exception as one that has a screen and an exit code."""
+    if isinstance(error, LLMTrainError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted")
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return LLMTrainError(f"{type(error).__name__}: {first[:300]}", fix="this is a fault of llmtrain: --debug shows where")
 
 
 def take_apart(argv: list[str]) -> Arguments:
@@ -96,10 +105,13 @@ def take_apart(argv: list[str]) -> Arguments:
         elif name in ("--cfg", "-c"):
             kind = value or next(rest, "")
             if kind != "job":
-                raise ConfigError(f"--cfg {kind}", allowed="--cfg job")
+                raise ConfigError(f"{name} {kind}: there is one kind of config to print", allowed=f"{name} job")
             found.cfg = True
         elif name in ("--config-dir", "-cd"):
-            found.config_dir = Path(value or next(rest, ""))
+            folder = value or next(rest, "")
+            if not folder:
+                raise ConfigError(f"{name} names no folder", allowed=f"{name} FOLDER")
+            found.config_dir = Path(folder)
         elif name in ("-m", "--multirun"):
             raise ConfigError(f"{name}: sweeps are not there yet", fix="run the members one by one")
         elif text.startswith("-"):
@@ -119,10 +131,11 @@ def _unknown(word: str, words: list[str], what: str) -> ConfigError:
     import difflib
 
     near = difflib.get_close_matches(word, words, n=1)
-    return ConfigError(f"{word}: no such {what}", allowed=", ".join(words), fix=f"did you mean {near[0]!r}?" if near else "`llmtrain --help`")
+    return ConfigError(f"{shown(word)}: no such {what}", allowed=", ".join(words), fix=f"did you mean {near[0]!r}?" if near else "`llmtrain --help`")
 
 
-def dispatch(found: Arguments, argv: list[str]) -> int:
+def dispatch(found: Arguments) -> int:
+    """Do what was typed and return the exit code."""
     if found.version:
         print(f"llmtrain {__version__}")
         return 0
@@ -134,7 +147,7 @@ def dispatch(found: Arguments, argv: list[str]) -> int:
         return 0
     if found.help:
         module = importlib.import_module("llmtrain.command.help")
-        print(module.page(found.verb, VERBS[found.verb][0], found.config_dir))
+        print(module.page(found.verb, VERBS[found.verb][0], found.overrides, found.config_dir))
         return 0
     return _run(found)
 
@@ -144,14 +157,21 @@ def _run(found: Arguments) -> int:
 
     from llmtrain.config import compose
 
+    # Threads that wait for each other sleep instead of spinning. Where another program wants a core too, spinning ones
+    # take it from the thread that they wait for: measured 5 times slower then. Read when torch is loaded, so set here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
     assert found.verb is not None
     module = importlib.import_module(f"llmtrain.command.{VERBS[found.verb][1]}")
     if found.words and not getattr(module, "TAKES_A_VERB", False):
-        raise ConfigError(f"{found.words[0]!r} is neither an option nor KEY=VALUE", fix=f"`llmtrain {found.verb} --help` lists the keys")
+        raise ConfigError(f"{shown(found.words[0])} is neither an option nor KEY=VALUE", fix=f"`llmtrain {found.verb} --help` lists the keys")
     verb = found.words[0] if found.words else found.verb
     primary = module.primary(verb) if hasattr(module, "primary") else found.verb
-    composed = compose(primary, found.overrides, found.config_dir)
+    sections = module.inherited(found.overrides) if hasattr(module, "inherited") else {}
+    composed = compose(primary, found.overrides, found.config_dir, sections)
     if found.cfg:
+        for line in composed.notes:
+            print(f"note: {line}", file=sys.stderr)
         print(OmegaConf.to_yaml(composed.config), end="")
         return 0
     return int(module.command(composed, found.overrides))

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import inspect
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -153,12 +154,13 @@ _sources = _Sources()
 # --- composing ----------------------------------------------------------------------------------------------------
 
 
-def compose(verb: str, overrides: list[str], user_dir: Path | None = None) -> Composed:
+def compose(verb: str, overrides: list[str], user_dir: Path | None = None, sections: Mapping[str, Any] | None = None) -> Composed:
     """The config of a verb.
 
     Args:
         overrides: `group=option` or `key.of.a.setting=value`, as on the command line.
         user_dir: a folder of the user's own YAML files; a file there wins over a shipped one of the same name.
+        sections: what stands in the place of the verb's own sections, where no override chooses their option.
 
     Raises:
         ConfigError: for whatever the overrides or the files get wrong.
@@ -168,8 +170,12 @@ def compose(verb: str, overrides: list[str], user_dir: Path | None = None) -> Co
     user_dir = user_dir and user_dir.expanduser().resolve()
     notes = _check_user_dir(user_dir)
     parsed = parse(overrides)
-    chosen = _choices(parsed, _groups_of(verb, user_dir), groups(user_dir))
+    own = groups_of(verb, user_dir)
+    chosen = _choices(parsed, own, groups(user_dir))
     config, used = _hydra(verb, chosen, user_dir)
+    for name, section in (sections or {}).items():
+        if name not in chosen:
+            OmegaConf.update(config, name, section, merge=False)
     preset = _preset(chosen.get("experiment"), user_dir)
     _sources = _Sources(_used_files(verb, used, user_dir), {o.key_or_group for o in parsed}, list(_leaves(OmegaConf.to_container(config, resolve=False))))
     if "experiment" in config:
@@ -180,10 +186,11 @@ def compose(verb: str, overrides: list[str], user_dir: Path | None = None) -> Co
     _budget(config, preset.get("trainer"), "the experiment")
     for override in parsed:
         refuse_targets({override.key_or_group.rpartition(".")[2]: override.value()}, "an override")
-        if override.key_or_group not in chosen and override.key_or_group != "experiment":
+        if override.key_or_group == "experiment" and "experiment" in own:
+            continue
+        if override.key_or_group not in chosen:
             _set(config, override)
-        if override.key_or_group != "experiment":
-            composed.given.add(override.key_or_group)
+        composed.given.add(override.key_or_group)
     typed = {o.key_or_group.removeprefix("trainer."): o.value() for o in parsed if o.key_or_group.startswith("trainer.")}
     _budget(config, typed, "the command line")
     refuse_targets(OmegaConf.to_container(config, resolve=False))
@@ -236,7 +243,7 @@ def _refuse_secret(key: str) -> None:
         )
 
 
-def _groups_of(verb: str, user_dir: Path | None) -> set[str]:
+def groups_of(verb: str, user_dir: Path | None) -> set[str]:
     """The groups that a verb lets choose: those of its defaults list that stand under their own name."""
     path = find_yaml(verb, user_dir)
     defaults = (read_yaml(path) or {}).get("defaults", []) if path else []
@@ -293,9 +300,9 @@ def _set(config: DictConfig, override: Override) -> None:
         raise ConfigError(f"{key}: a kind is chosen by its group", allowed=f"{parent}=" + "|".join(groups()[parent]))
     if not isinstance(node, DictConfig) or leaf not in node:
         raise unknown_key(key, _sources.keys)
-    value = override.value()
-    if OmegaConf.is_dict(node._get_node(leaf)) and not isinstance(value, dict):
-        raise ConfigError(f"{key} is a section, not a setting", allowed=", ".join(f"{key}.{k}" for k in node._get_node(leaf)))
+    value, before = override.value(), node._get_node(leaf)
+    if isinstance(before, DictConfig) and not isinstance(value, dict):
+        raise ConfigError(f"{key} is a section, not a setting", allowed=", ".join(f"{key}.{k!s}" for k in before))
     OmegaConf.update(config, key, value, merge=False, force_add=True)
 
 
@@ -304,8 +311,11 @@ def _preset(name: str | None, user_dir: Path | None) -> dict[str, Any]:
     path = find_yaml(f"experiment/{name}", user_dir) if name else None
     content = dict(read_yaml(path) or {}) if path else {}
     layers = [_preset(entry, user_dir) for entry in content.pop("defaults", None) or [] if isinstance(entry, str) and entry != "_self_"]
-    merged = OmegaConf.to_container(OmegaConf.merge(*layers, content)) if layers else content
-    return typing.cast(dict[str, Any], merged)
+    config = OmegaConf.create(typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge({}, *layers))))
+    budgets = [k for k in BUDGETS if k in (content.get("trainer") or {})]
+    if budgets and "trainer" in config:
+        config.trainer = {k: v for k, v in config.trainer.items() if k not in BUDGETS}
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(config, content)))
 
 
 def find_yaml(name: str, user_dir: Path | None = None) -> Path | None:
@@ -382,11 +392,18 @@ def _check_user_dir(user_dir: Path | None) -> list[str]:
         if not isinstance(content, dict | None):
             raise ConfigError(f"{path}: no keys and values", allowed="KEY: VALUE, line by line")
         refuse_targets(content, str(path))
-        if re.search(r"(^|[\s/{,'\"])hydra[/:'\"]", " ".join([*(content or {}), *map(str, (content or {}).get("defaults") or [])]) + ":"):
+        if _names_hydra(content or {}) or re.search(r"^#\s*@package\s+hydra", path.read_text(encoding="utf-8"), re.MULTILINE):
             raise ConfigError(f"{path}: Hydra's own settings are not taken", fix="take out what stands below `hydra`")
         if (shipped_dir() / path.relative_to(user_dir)).is_file():
             notes.append(f"{path} replaces the shipped file of that name")
     return notes
+
+
+def _names_hydra(content: dict[str, Any]) -> bool:
+    """Whether a file sets, or asks for, something of Hydra's own: callbacks, logging, a launcher, a search path."""
+    entries = content.get("defaults") or []
+    names = [*content, *(name for entry in entries for name in (entry if isinstance(entry, dict) else [entry]))]
+    return any(re.match(r"((override|optional) )?/?(.*@)?hydra\b", str(name)) for name in names)
 
 
 def read_yaml(path: Path) -> Any:
@@ -415,8 +432,9 @@ def read_yaml(path: Path) -> Any:
 def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
     """How many nodes a tree has once every alias is replaced by a copy, as OmegaConf does. An alias to itself recurses."""
     if id(node) not in sizes:
-        children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value
-        sizes[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_expanded(child, sizes) for child in children))
+        content: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [child for pair in content for child in pair] if isinstance(node, yaml.MappingNode) else content
+        sizes[id(node)] = 1 + sum(_expanded(child, sizes) for child in children)
     return sizes[id(node)]
 
 
@@ -471,7 +489,7 @@ def build(node: Any, base: type[T], path: str) -> T:
     hints = typing.get_type_hints(cls)
     values = {name: _typed(cls, name, hints[name], value, _join(path, name)) for name, value in _resolved(node, settings, path).items()}
     try:
-        return typing.cast(T, cls(**values))
+        return cls(**values)
     except SettingError as error:
         key = _join(path, error.field)
         raise ConfigError(f"{key}={shown(error.value)}{at(key)}", allowed=error.allowed, fix=error.fix) from error
@@ -484,9 +502,11 @@ def _typed(cls: type, name: str, hint: Any, value: Any, path: str) -> Any:
     accepted = {hint, *typing.get_args(hint)}
     mistaken = isinstance(value, bool) and bool not in accepted and bool(accepted & {int, float})  # OmegaConf takes true for 1
     if not mistaken:
+        if isinstance(value, str):  # resolved already; what still looks like an interpolation is text
+            value = value.replace("${", r"\${")
         try:
-            merged = OmegaConf.merge(OmegaConf.structured(cls), {name: value})
-            found = merged[name]
+            merged = OmegaConf.merge(_schema(cls), {name: value})
+            found = typing.cast(DictConfig, merged)[name]
             return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
         except OmegaConfBaseException:
             pass
@@ -495,6 +515,11 @@ def _typed(cls: type, name: str, hint: Any, value: Any, path: str) -> Any:
     if isinstance(value, float) and value.is_integer() and int in accepted:
         fix = f"write it out: {path}={int(value)}"
     raise ConfigError(f"{path}={shown(value)}{at(path)}: {'no such value' if choices else 'wrong type'}", allowed=type_in_words(hint), fix=fix)
+
+
+@functools.cache
+def _schema(cls: type) -> Any:
+    return OmegaConf.structured(cls)
 
 
 def kinds(base: type) -> dict[str, str]:
@@ -523,7 +548,8 @@ def _kind(name: str, base: type, path: str) -> type:
     classes = [c for c in candidates if issubclass(c, base)]
     if len(classes) != 1:
         raise ConfigError(f"{path}.kind={name}: {found[name]} offers {len(classes)} classes of {base.__name__}", allowed="exactly one")
-    return classes[0]
+    found_class: type = classes[0]
+    return found_class
 
 
 def _resolved(node: DictConfig, settings: dict[Any, Any], path: str) -> dict[str, Any]:
@@ -539,12 +565,17 @@ def _resolved(node: DictConfig, settings: dict[Any, Any], path: str) -> dict[str
     return values
 
 
-def check_keys(config: DictConfig, allowed: Iterable[str]) -> None:
-    """Refuse top-level keys that no part of the program reads."""
+def check_keys(config: DictConfig, allowed: Iterable[str], sections: Iterable[str] = ()) -> None:
+    """Refuse top-level keys that no part of the program reads, and a config that lacks one of `sections`."""
     names = set(allowed)
     for name in config:
         if name not in names:
             raise unknown_key(str(name), [k for k in _leaves(OmegaConf.to_container(config, resolve=False)) if k.split(".")[0] in names])
+    for name in sorted(sections):
+        if name not in config:
+            raise ConfigError(f"the config has no section {name!r}", fix="a file that replaces a shipped one keeps its defaults list and its sections")
+        if not isinstance(config[name], DictConfig):
+            raise ConfigError(f"{name}={shown(config[name])}{at(name)}: a section of keys, not a value")
 
 
 def type_in_words(hint: Any) -> str:
@@ -579,11 +610,12 @@ def unknown_key(key: str, keys: list[str], allowed: list[str] | None = None) -> 
         allowed: those of them to list; None: those beside `key`, or the sections where there are none.
     """
     _refuse_secret(key)
+    keys = [k for k in keys if not k.endswith(".kind")]
     parent = key.rpartition(".")[0]
     sections = sorted(dict.fromkeys(k.split(".")[0] for k in keys))
     beside = [k for k in keys if k.rpartition(".")[0] == parent] if parent else []
     hint = _other_name(key, keys, sections) or did_you_mean(key, [*keys, *sections]) or _nearest_leaf(key, keys)
-    return ConfigError(f"{key}{at(key)}: no such key", allowed=", ".join(allowed or beside or sections), fix=hint)
+    return ConfigError(f"{key}{at(key)}: no such key", allowed=", ".join(sorted(allowed or beside or sections)), fix=hint)
 
 
 def _other_name(key: str, keys: list[str], sections: list[str]) -> str | None:

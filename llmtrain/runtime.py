@@ -216,6 +216,7 @@ def start(settings: Settings, width: int | None = None) -> Runtime:
     torch.set_num_threads(threads)
     keep_memory()
     device = decide_device(settings.device)
+    enough_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     precision, why = decide_precision(settings.precision, device, width)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -243,6 +244,15 @@ def start(settings: Settings, width: int | None = None) -> Runtime:
     )
 
 
+def check(settings: Settings) -> None:
+    """Find out whether this machine has the device and the precision, before anything is made or loaded.
+
+    Raises:
+        DeviceError, ConfigError: it has not.
+    """
+    decide_precision(settings.precision, decide_device(settings.device), None)
+
+
 def decide_threads(wanted: str, world: int) -> int:
     """auto: the cores that this process may use, shared by the processes of this machine."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
@@ -263,6 +273,17 @@ def decide_device(wanted: str) -> str:
             fix="device=auto takes what is there",
         )
     return wanted
+
+
+def enough_devices(device: str, processes: int) -> None:
+    """Refuse more processes than this machine has GPUs: each takes one."""
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if device == "cuda" else []
+    if device == "cuda" and processes > len(names):
+        raise DeviceError(
+            f"devices={processes}: this machine has {len(names)}", allowed=", ".join(f"cuda:{i} {n}" for i, n in enumerate(names)), fix=f"devices={len(names)}"
+        )
 
 
 def decide_precision(wanted: Precision, device: str, width: int | None) -> tuple[Precision, str]:

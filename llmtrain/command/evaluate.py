@@ -6,14 +6,14 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from llmtrain import files, runtime
-from llmtrain.config import Composed, build
+from llmtrain.config import Composed, build, parse, read_yaml
 from llmtrain.data.base import SPLITS, Data
-from llmtrain.errors import ConfigError, DataError, require
+from llmtrain.errors import CheckpointError, ConfigError, DataError, require
 from llmtrain.model.base import Model
 from llmtrain.objective.base import Objective
 
@@ -55,6 +55,7 @@ class Settings:
         require(self.split in SPLITS, "split", self.split, ", ".join(SPLITS))
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.max_samples is None or self.max_samples >= 1, "max_samples", self.max_samples, "1 or more, or null")
+        runtime.single(self.device, self.threads, self.precision)  # checks these three
 
 
 def command(composed: Composed, overrides: list[str]) -> int:
@@ -64,7 +65,10 @@ def command(composed: Composed, overrides: list[str]) -> int:
     if config.model.get("checkpoint") == "newest":
         config.model.checkpoint = str(runtime.newest_run())
         print(f"model.checkpoint=newest is {config.model.checkpoint}")
-    inherit(config, composed)
+    for line in composed.notes:
+        print(f"note: {line}")
+    for name, section in inherited(overrides).items():
+        print(f"{name} as in the run: {section['kind']}")
     model, objective, data = build(config.model, Model, "model"), build(config.objective, Objective, "objective"), build(config.data, Data, "data")
     if model.tokenizer_path is None:
         raise ConfigError("evaluate needs weights that exist", fix="model=checkpoint model.checkpoint=FOLDER")
@@ -74,26 +78,39 @@ def command(composed: Composed, overrides: list[str]) -> int:
         )
     if model.positions is not None and data.max_length > model.positions:
         raise ConfigError(f"data.max_length={data.max_length}: the model reads at most {model.positions} positions", fix=f"data.max_length={model.positions}")
+    for line in without_effect(objective, data, composed.given):
+        print(f"note: {line}")
     _report(model, objective, data, settings, str(config.model.checkpoint))
     return 0
 
 
-def inherit(config: DictConfig, composed: Composed) -> None:
-    """A run is evaluated on its own data and objective, but for what was given on the command line."""
-    path = Path(str(config.model.get("checkpoint"))) / "config.yaml"
+def without_effect(objective: Objective, data: Data, given: set[str]) -> list[str]:
+    """A line for each key that the user gave and that changes nothing."""
+    found = {f"data.{key}": why for key, why in data.without_effect().items()} | {f"objective.{key}": why for key, why in objective.without_effect().items()}
+    found |= {"data.num_workers": "evaluate prepares its batches itself"} | {
+        f"objective.weights.{term}": "terms are reported one by one" for term in objective.terms
+    }
+    return [f"{key} has no effect: {why}" for key, why in found.items() if key in given]
+
+
+def inherited(overrides: list[str]) -> dict[str, Any]:
+    """A run is evaluated on its own data and objective, unless others are chosen: these sections take the place of this verb's.
+
+    Raises:
+        CheckpointError, ConfigError: the run's config.yaml is none.
+    """
+    given = {override.key_or_group: override.value() for override in parse(overrides)}
+    checkpoint = str(given.get("model.checkpoint", "newest"))
+    try:
+        path = (runtime.newest_run() if checkpoint == "newest" else Path(checkpoint).expanduser()) / "config.yaml"
+    except CheckpointError:  # help and --cfg job do without; the command itself will say so
+        return {}
     if not path.is_file():
-        return
-    own = OmegaConf.load(path)
-    for name in INHERITED:
-        if name in composed.given:
-            continue
-        given = {key: OmegaConf.select(config, key) for key in composed.given if key.startswith(f"{name}.")}
-        config[name] = own[name]
-        for key, value in given.items():
-            if key.partition(".")[2] not in own[name]:
-                raise ConfigError(f"{key}: the run's {name} is of kind {own[name].kind}, which has no such setting", fix=f"{name}=OPTION chooses another kind")
-            OmegaConf.update(config, key, value)
-        print(f"{name} as in the run: {own[name].kind}")
+        return {}
+    own = read_yaml(path)
+    if not isinstance(own, dict) or not all(isinstance(own.get(name), dict) for name in INHERITED):
+        raise CheckpointError(f"{path} is not the config of a run", allowed=f"sections {', '.join(INHERITED)}")
+    return {name: own[name] for name in INHERITED if name not in given}
 
 
 def _report(model: Model, objective: Objective, data: Data, settings: Settings, name: str) -> None:

@@ -11,7 +11,7 @@ from llmtrain import runtime
 from llmtrain.config import Composed, build
 from llmtrain.errors import ConfigError, printable, require
 from llmtrain.model.base import Attention, Head, Model
-from llmtrain.model.generation import Sampling, write
+from llmtrain.model.generation import Sampling, cuts, write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,18 @@ class Settings(Sampling):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295 (2³² − 1)")
+        runtime.single(self.device, self.threads, runtime.Precision.fp32)  # checks device and threads
+
+    def without_effect(self) -> dict[str, str]:
+        """Settings that change nothing under the others: name → why."""
+        return dict.fromkeys(("top_k", "top_p", "seed"), "temperature=0 takes the likeliest token") if self.temperature == 0 else {}
 
 
 def command(composed: Composed, overrides: list[str]) -> int:
     config = composed.config
     settings = build(OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k not in ("model", "experiment")}), Settings, "")
+    for line in composed.notes + [f"{key} has no effect: {why}" for key, why in settings.without_effect().items() if key in composed.given]:
+        print(f"note: {line}", file=sys.stderr)
     if config.model.get("checkpoint") == "newest":
         config.model.checkpoint = str(runtime.newest_run())
         print(f"model.checkpoint=newest is {config.model.checkpoint}", file=sys.stderr)
@@ -65,6 +72,8 @@ def _write(model: Model, settings: Settings) -> None:
         sys.stdout.write("\n".join(printable(line) for line in text.split("\n")))
         sys.stdout.flush()
 
+    for line in cuts(loaded, tokenizer, settings.prompt, settings):
+        print(f"note: {line}", file=sys.stderr)
     say(settings.prompt)
     write(loaded, tokenizer, settings.prompt, settings, settings.seed, say)
     say("\n")

@@ -7,36 +7,55 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from llmtrain.config import compose, find_yaml, groups
+from llmtrain.config import compose, find_yaml, groups, groups_of
+from llmtrain.errors import ConfigError
 
+WIDTH = 120  # columns
 COMMENT = re.compile(r"^(?P<indent>\s*)(?P<key>[A-Za-z_][\w.]*):[^#]*(?:#\s*(?P<comment>.*))?$")
 
 
-def page(verb: str, about: str, user_dir: Path | None = None) -> str:
-    """The help of a verb, at most 120 columns wide."""
-    config = compose("pretrain" if verb == "validate" else verb, [], user_dir).config
-    comments = _comments("base", user_dir) | _comments(verb, user_dir)
+def page(verb: str, about: str, overrides: Sequence[str] = (), user_dir: Path | None = None) -> str:
+    """The help of a verb, with the keys of the options that were chosen.
+
+    Args:
+        about: what the verb does, in a line.
+        overrides: as on the command line; where they are wrong, the page is that of the verb alone.
+        user_dir: a folder of the user's own YAML files.
+    """
+    primary = "pretrain" if verb == "validate" else verb
+    try:
+        config = compose(primary, list(overrides), user_dir).config
+    except ConfigError:
+        config = compose(primary, [], user_dir).config
+    comments = _comments("base", user_dir) | _comments(primary, user_dir)
     lines = [f"llmtrain {verb}: {about}", "", "groups (GROUP=OPTION):"]
-    used = [name for name in groups(user_dir) if name in config or name == "experiment"]
-    lines += [f"  {name:<10} {', '.join(groups(user_dir)[name])}" for name in used if name != "callback"]
+    choosable = groups_of(primary, user_dir)
+    lines += [_row(f"  {name:<10} ", ", ".join(options)) for name, options in groups(user_dir).items() if name in choosable]
     lines += ["", "keys (KEY=VALUE), as they are without overrides:"]
-    for name in used:
+    for name in choosable:
         node = config.get(name)
         if isinstance(node, DictConfig) and "kind" in node:
             own = _comments(f"{name}/{node.kind}", user_dir)
             comments |= {f"{name}.{key}": text for key, text in own.items()}
     for name in config.get("callback", {}):
         comments |= {f"callback.{name}.{key}": text for key, text in _comments(f"callback/{name}", user_dir).items()}
-    keys = [(key, value) for key, value in _flat(config) if not key.endswith(".kind")]
-    for key, value in keys:
-        left = f"  {key}={value}"
-        lines.append(f"{left:<44}  {comments.get(key, '')}".rstrip())
-    lines += ["", "`llmtrain VERB GROUP=OPTION --cfg job` prints the keys of another option."]
+    for key, value in _flat(config):
+        lines.append(_row(f"  {f'{key}={value}':<42}  ", comments.get(key, "")))
+    lines += ["", f"`llmtrain {verb} GROUP=OPTION --help` lists the keys of another option."]
     return "\n".join(lines)
+
+
+def _row(left: str, right: str) -> str:
+    """Two columns, the right one wrapped."""
+    wrapped = textwrap.wrap(right, max(WIDTH - len(left), 40), break_long_words=False, break_on_hyphens=False)
+    return left + f"\n{' ' * len(left)}".join(wrapped) if wrapped else left.rstrip()
 
 
 def _comments(name: str, user_dir: Path | None) -> dict[str, str]:
@@ -44,7 +63,7 @@ def _comments(name: str, user_dir: Path | None) -> dict[str, str]:
     path = find_yaml(name, user_dir)
     found: dict[str, str] = {}
     trail: list[tuple[int, str]] = []
-    for line in path.read_text().splitlines() if path else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path else []:
         match = COMMENT.match(line)
         if match and match["key"] != "defaults":
             indent = len(match["indent"])
@@ -54,14 +73,14 @@ def _comments(name: str, user_dir: Path | None) -> dict[str, str]:
     return found
 
 
-def _flat(node: DictConfig, prefix: str = "") -> list[tuple[str, str]]:
-    found = []
-    for name in node:
-        key = f"{prefix}.{name}" if prefix else str(name)
-        value = node._get_node(name)
-        if isinstance(value, DictConfig) and not value._is_none():
-            found += _flat(value, key)
-        else:
-            raw = OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value._value()
-            found.append((key, raw if isinstance(raw, str) else json.dumps(raw)))
-    return found
+def _flat(config: DictConfig) -> list[tuple[str, str]]:
+    """Every setting with its value as it would be typed."""
+
+    def walk(tree: Any, prefix: str) -> Iterator[tuple[str, str]]:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{name}.")
+            elif name != "kind":
+                yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
+
+    return list(walk(OmegaConf.to_container(config, resolve=False), ""))

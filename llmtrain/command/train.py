@@ -26,7 +26,7 @@ from llmtrain.data.base import Data
 from llmtrain.data.tokenizer import TokenizerSettings
 from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError, Stopped, printable
 from llmtrain.finetune.base import Finetune
-from llmtrain.model.base import Model
+from llmtrain.model.base import Model, no_separation
 from llmtrain.objective.base import Objective
 from llmtrain.optimizer import Optimizer
 from llmtrain.runtime import Runtime
@@ -78,7 +78,7 @@ def parts(config: DictConfig) -> Parts:
     """
     own = {f.name for f in dataclasses.fields(runtime.Settings)}
     named = {f.name for f in dataclasses.fields(Parts)} - {"runtime", "callbacks"}
-    check_keys(config, own | named | {"callback", "experiment"})
+    check_keys(config, own | named | {"callback", "experiment"}, named | {"callback"})
     top = OmegaConf.create({name: config._get_node(name) for name in own if name in config}, parent=None)
     bases: dict[str, type[Any]] = {
         "model": Model,
@@ -118,6 +118,8 @@ def fits(parts: Parts) -> None:
             allowed="next_token with causal models (GPT, Llama, …)",
             fix="another objective, or another model",
         )
+    if parts.objective.separates and parts.model.separates is False:
+        raise no_separation("this model")
     if limit is not None and parts.data.max_length > limit:
         raise ConfigError(
             f"data.max_length={parts.data.max_length}: the model reads at most {limit} positions",
@@ -153,6 +155,9 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
     for line in notes:
         print(f"note: {line}")
     name_newest(composed.config)
+    if built.runtime.processes == 1:  # several find out themselves: this process then never imports torch
+        runtime.check(built.runtime)
+        fits(parts(composed.config))
     folder = run_folder(verb, built.runtime)
     with runtime.locked(folder):
         write_config(folder, composed.config, overrides)
@@ -304,7 +309,7 @@ def continued(settings: runtime.Settings) -> Path | None:
         raise CheckpointError(f"resume=must: {folder or 'a new folder'} is not a run", fix="output_dir=FOLDER names the run; resume=auto starts one")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir={folder} is not a folder")
-    if folder is not None and not is_run and folder.is_dir() and any(p for p in folder.iterdir() if p.name != ".lock"):
+    if folder is not None and not is_run and folder.is_dir() and any(not p.name.startswith(".lock") for p in folder.iterdir()):
         raise ConfigError(f"output_dir={folder} is not empty and not a run", fix="name a new or empty folder: nothing of yours is overwritten")
     return folder if is_run else None
 

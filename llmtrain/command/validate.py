@@ -11,7 +11,7 @@ from llmtrain.command import train
 from llmtrain.config import Composed
 from llmtrain.errors import ConfigError, LLMTrainError
 
-TAKES_A_VERB = True
+TAKES_A_VERB = True  # cli.py asks: in `validate pretrain` the second word is no mistake
 T = TypeVar("T")
 
 
@@ -24,12 +24,13 @@ def primary(verb: str) -> str:
 
 def command(composed: Composed, overrides: list[str]) -> int:
     """Tick off; the first failure ends it with its own exit code."""
+    train.name_newest(composed.config)
     built = tick("settings: every key, type and range", lambda: train.parts(composed.config))
     for line in composed.notes + train.without_effect(built, composed.given):
         print(f"  note: {line}")
     tick("folder: output_dir and resume", lambda: train.continued(built.runtime))
     tick("model and objective fit", lambda: train.fits(built))
-    tick("device and precision on this machine", lambda: device(built))
+    tick("device and precision on this machine", lambda: runtime.check(built.runtime))
     tick("data: files are there and can be read", built.data.check)
     print("all checks passed; `llmtrain pretrain` with the same overrides would start")
     return 0
@@ -45,8 +46,3 @@ def tick(what: str, check: Callable[[], T]) -> T:
         raise
     print(f"✓ {what}")
     return value
-
-
-def device(built: train.Parts) -> None:
-    found = runtime.decide_device(built.runtime.device)
-    runtime.decide_precision(built.runtime.precision, found, built.model.width)

@@ -10,6 +10,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from llmtrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +29,9 @@ class Attention(Enum):
 
     causal = "causal"
     bidirectional = "bidirectional"
+
+
+_SEPARATES: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,11 @@ class Model(ABC):
     @abstractmethod
     def width(self) -> int | None:
         """Hidden size; None where the family has no single one."""
+
+    @property
+    def separates(self) -> bool | None:
+        """Whether attention can stay inside the documents of a block; None: found out when the weights are there."""
+        return None
 
     @property
     def tokenizer_path(self) -> str | None:
@@ -69,3 +80,41 @@ class Model(ABC):
             CheckpointError: weights that are missing, broken or of another architecture.
             ConfigError: a tokenizer that does not fit.
         """
+
+
+def require_separation(model: PreTrainedModel) -> None:
+    """Refuse a family whose attention crosses the borders of documents that begin again at position 0.
+
+    Asked once for each model, by a tiny pass over two documents of which the first is changed.
+
+    Raises:
+        ConfigError: the second document noticed.
+    """
+    if model not in _SEPARATES:
+        _SEPARATES[model] = _separates(model)
+    if not _SEPARATES[model]:
+        raise no_separation(type(model).__name__)
+
+
+def no_separation(name: str) -> ConfigError:
+    return ConfigError(
+        f"objective.document_attention=true: {name} attends across the documents of a block",
+        allowed="families whose attention follows position_ids: gpt2, Llama, …",
+        fix="objective.document_attention=false, or objective.packing=false",
+    )
+
+
+def _separates(model: PreTrainedModel) -> bool:
+    import torch
+
+    body, device = model.base_model, model.get_input_embeddings().weight.device
+    ids, positions = torch.tensor([[[0, 1, 2, 3]], [[3, 0, 2, 3]]], device=device), torch.tensor([[0, 1, 0, 1]], device=device)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            first, second = (body(input_ids=row, position_ids=positions, use_cache=False).last_hidden_state[:, 2:] for row in ids)
+    finally:
+        for module in training:
+            module.training = True
+    return torch.equal(first, second)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llmtrain")
 
+FOLDER = "a Hugging Face folder with config.json and model.safetensors, of a family that transformers knows; the folder of a run; or a hub name"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Model):
@@ -37,12 +39,14 @@ class Checkpoint(Model):
     @cached_property
     def folder(self) -> str:
         """Where the weights are: a run stands for its final/."""
-        path = Path(self.checkpoint)
+        path = Path(self.checkpoint).expanduser()
+        if not path.is_dir() and (path.exists() or self.checkpoint[:1] in "./~" or self.checkpoint.count("/") > 1):
+            raise CheckpointError(f"model.checkpoint={path}: {'not a folder' if path.exists() else 'no such folder'}", allowed=FOLDER)
         if (path / "final" / "config.json").is_file():
             return str(path / "final")
         if (path / "resolved.yaml").is_file() and not (path / "config.json").is_file():
             raise CheckpointError(f"model.checkpoint={path}: this run has no final/ yet", fix="let it finish: the same command with output_dir=… goes on")
-        return self.checkpoint
+        return str(path) if path.is_dir() else self.checkpoint
 
     @cached_property
     def _config(self) -> PretrainedConfig:
@@ -51,12 +55,14 @@ class Checkpoint(Model):
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(
-                f"model.checkpoint={self.folder}: {first[:200]}", allowed="a folder with a valid config.json of a family that transformers knows, or a hub name"
-            ) from error
+            with quiet():
+                config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+        except Exception as error:  # what the file holds decides the kind
+            raise CheckpointError(f"model.checkpoint={self.folder}: {in_a_line(error)}", allowed=FOLDER) from error
+        layers = getattr(config, "num_hidden_layers", None)
+        if layers is not None and not (isinstance(layers, int) and layers >= 1):
+            raise CheckpointError(f"{self.folder}: config.json has {layers!r} layers", allowed="1 or more")
+        return config
 
     def _refuse_code(self) -> None:
         """`auto_map` in a config.json asks to run the repository's own Python. llmtrain never does."""
@@ -64,9 +70,9 @@ class Checkpoint(Model):
         if not Path(self.folder).is_dir():
             return
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(f"{path}: no such file", allowed="a Hugging Face folder with config.json, or the folder of a run") from None
+            raise CheckpointError(f"{path}: no such file", allowed=FOLDER) from None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
@@ -142,14 +148,12 @@ class Checkpoint(Model):
         try:
             with quiet():
                 model, info = AutoModelForCausalLM.from_pretrained(
-                    self.folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+                    self.folder, config=self._config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
                 )
         except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(
-                f"model.checkpoint={self.folder}: {first[:300]}", allowed="a folder or hub name with intact weights in safetensors format"
-            ) from error
-        missing, mismatched = sorted(info["missing_keys"]), sorted(str(m) for m in info["mismatched_keys"])
+            what = _damaged(folder) or in_a_line(error)
+            raise CheckpointError(f"model.checkpoint={self.folder}: {what}", allowed="intact weights in safetensors format that fit the config.json") from error
+        missing, mismatched, unused = (sorted(str(name) for name in info[f"{kind}_keys"]) for kind in ("missing", "mismatched", "unexpected"))
         if missing or mismatched:
             total = len(model.state_dict())
             raise CheckpointError(
@@ -157,7 +161,28 @@ class Checkpoint(Model):
                 f"are missing or of another shape: {', '.join((missing + mismatched)[:3])}",
                 fix="are these the weights of another architecture? config.json decides which one is built",
             )
+        if unused:
+            log.warning("%s: %d tensors of the file have no place in %s and are left out: %s", folder, len(unused), type(model).__name__, ", ".join(unused[:3]))
         return model
+
+
+def _damaged(folder: Path) -> str | None:
+    """The first weights file whose header or length is wrong, and how."""
+    import safetensors
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safetensors.safe_open(path, framework="pt"):
+                pass
+        except (OSError, safetensors.SafetensorError) as error:
+            return f"{path.name} is damaged: {in_a_line(error)}"
+    return None
+
+
+def in_a_line(error: Exception) -> str:
+    """The first line of a message of transformers', which often has many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager

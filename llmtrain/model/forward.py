@@ -57,8 +57,7 @@ def vocabulary_loss(model: PreTrainedModel, inputs: Mapping[str, Tensor], labels
     """
     if fits(model):
         weight, bias = vocabulary_head(model)
-        loss: Tensor = linear_cross_entropy(hidden_states(model, **inputs).flatten(0, 1), weight, bias, labels.flatten())
-        return loss
+        return linear_cross_entropy(hidden_states(model, **inputs).flatten(0, 1), weight, bias, labels.flatten())  # type: ignore[no-any-return]
     logits: Tensor = model(**inputs, **_no_cache(model)).logits  # (B, T, V)
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 

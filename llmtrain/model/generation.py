@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,39 +43,89 @@ def write(
     """The prompt's continuation.
 
     Args:
-        prompt: text to go on from; empty: the start of a document.
-        say: called with each piece of text as it is written.
+        prompt: text to go on from; empty: the start of a document. Of one that leaves no room, the end is read.
+        say: called with each piece of text as it is written; the pieces together are what is returned.
     """
     import torch
-    from transformers import TextStreamer
+    from transformers.generation.streamers import BaseStreamer
 
-    class Streamer(TextStreamer):  # type: ignore[misc]  # transformers carries no types
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            assert say is not None
-            say(text)
+    context, room = _context(model, tokenizer, prompt, sampling)
+    written: list[int] = []
+    said = ""
 
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if start is not None and (not ids or ids[0] != start):
-        ids = [start, *ids]
-    limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-    room = max(1, limit - sampling.max_new_tokens)
-    context = torch.tensor([ids[-room:]], device=model.device)
-    chosen: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature > 0:
-        chosen = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k or 0, "top_p": sampling.top_p or 1.0}
+    def text() -> str:
+        # Decoded with what stands before it: alone, some tokenizers drop the space before a first word.
+        before, whole = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (context, context + written))
+        return whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(written, skip_special_tokens=True))
+
+    def tell(new: str) -> None:
+        nonlocal said
+        if say is not None and new.startswith(said) and new != said:
+            say(new[len(said) :])
+            said = new
+
+    class Streamer(BaseStreamer):  # type: ignore[misc]  # transformers carries no types
+        prompt_is_over = False
+
+        def put(self, value: torch.Tensor) -> None:
+            if self.prompt_is_over:
+                written.extend(value.flatten().tolist())
+                # Up to the last space or line end: the word after it may still change, or be half a character.
+                tell(re.match(r"(?s)(.*\s)?", text())[0])  # type: ignore[index]
+            self.prompt_is_over = True
+
+        def end(self) -> None:
+            tell(text())
+
     was_training = model.training
     model.eval()
-    with torch.random.fork_rng(devices=[]):
+    ids = torch.tensor([context], device=model.device)
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(key(seed, "generate"))
-        output = model.generate(
-            context,
-            attention_mask=torch.ones_like(context),
-            max_new_tokens=min(sampling.max_new_tokens, limit - 1),
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=room,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             eos_token_id=tokenizer.eos_token_id,
-            streamer=Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if say is not None else None,
-            **chosen,
+            streamer=Streamer(),
+            **_choice(sampling),
         )
     model.train(was_training)
-    return str(tokenizer.decode(output[0, context.shape[1] :], skip_special_tokens=True))
+    return text()
+
+
+def cuts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling) -> list[str]:
+    """What `write` will leave out because the model reads so many positions and no more: a line each."""
+    full, (context, room) = len(_ids(tokenizer, prompt)), _context(model, tokenizer, prompt, sampling)
+    read = len(context)
+    lines = [f"the model reads {_positions(model)} positions: of the prompt's {full} tokens it sees the last {read}"] if read < full else []
+    return lines + ([f"the model reads {_positions(model)} positions: at most {room} new tokens"] if room < sampling.max_new_tokens else [])
+
+
+def _choice(sampling: Sampling) -> dict[str, Any]:
+    if sampling.temperature == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k or 0, "top_p": sampling.top_p or 1.0}
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The prompt's ids after the token that starts a document."""
+    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return [start, *ids] if start is not None and (not ids or ids[0] != start) else ids
+
+
+def _context(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling) -> tuple[list[int], int]:
+    """The ids that the model reads, and how many it then has positions to write.
+
+    A prompt that is too long keeps its end, and at least half of the positions.
+    """
+    ids = _ids(tokenizer, prompt)
+    positions = _positions(model)
+    room = max(1, min(sampling.max_new_tokens, positions - min(len(ids), positions // 2)))
+    return ids[-(positions - room) :], room
+
+
+def _positions(model: PreTrainedModel) -> int:
+    return getattr(model.config, "max_position_embeddings", None) or 1 << 30

@@ -88,6 +88,10 @@ class GPT(Model):
         return self.max_position_embeddings
 
     @property
+    def separates(self) -> bool | None:
+        return self.architecture is Architecture.gpt2  # transformers' gpt1 has one causal mask for all
+
+    @property
     def width(self) -> int | None:
         return self.hidden_size
 

@@ -129,6 +129,11 @@ class Objective(ABC):
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Named numbers from the totals of an evaluation."""
 
+    @property
+    def separates(self) -> bool:
+        """Whether it asks the model to keep the documents of a block apart."""
+        return False
+
     def references(self, examples: Dataset) -> dict[str, float]:
         """What knowing nothing would give on these examples, to hold the metrics against."""
         return {}

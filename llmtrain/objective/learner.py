@@ -6,17 +6,25 @@ in fp32, and the processes drift apart.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
+from llmtrain.model.base import require_separation
 from llmtrain.objective.base import Batch, Objective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Learner(nn.Module):
     """A model with the question it is asked: `forward(batch)` gives the sum of losses of each term."""
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
         super().__init__()
+        if objective.separates:
+            require_separation(model)
         self.model = model
         self.objective = objective
 

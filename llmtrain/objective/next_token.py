@@ -48,6 +48,10 @@ class NextToken(Objective):
     packing: bool
     document_attention: bool
 
+    @property
+    def separates(self) -> bool:
+        return self.packing and self.document_attention
+
     def without_effect(self) -> dict[str, str]:
         return {} if self.packing else {"document_attention": "without packing no two documents share a block"}
 
@@ -73,7 +77,7 @@ class NextToken(Objective):
         real = shape.pad([[1] * len(e["ids"]) for e in examples], fill=0).bool()
         labels = ids[:, 1:].masked_fill(~real[:, 1:], IGNORED)  # (B, T)
         inputs = {"input_ids": ids[:, :-1].contiguous()}
-        if self.packing and self.document_attention:
+        if self.separates:
             inputs["position_ids"] = shape.document_positions([e["starts"] for e in examples], ids.shape[1] - 1)
         tokens = sum(len(e["ids"]) - 1 for e in examples)
         return Batch(

@@ -139,6 +139,15 @@ def test_asking_whether_a_head_fits_leaves_modes_and_random_state_alone() -> Non
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_a_compiled_model_gives_the_same_loss_and_gradients() -> None:
+    model = gpt2()
+    assert forward.use_cpu_attention(model)
+    compiled = torch.compile(lambda tokens: forward.vocabulary_loss(model, {"input_ids": tokens}, tokens), backend="eager")
+    plain, ours = forward.vocabulary_loss(model, {"input_ids": ids()}, ids()), compiled(ids())
+    assert close(ours, plain)
+    assert all(close(a, b, 1e-4) for a, b in zip(gradients(ours, *model.parameters()), gradients(plain, *model.parameters()), strict=True))
+
+
 def test_a_wrapped_head_does_not_fit() -> None:
     class Wrapped(nn.Linear):
         pass
@@ -253,6 +262,14 @@ def test_under_autocast_the_products_run_in_bf16_and_the_gradients_come_in_fp32(
     assert {g.dtype for g in gradients(ours, hidden, weight, b)} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_without_autocast_the_products_run_in_the_type_of_the_states(dtype: torch.dtype) -> None:
+    hidden, weight, b, labels = problem(20, dtype=dtype)
+    with Seen() as seen:
+        forward.linear_cross_entropy(hidden, weight, b, labels)
+    assert {kind for name, kind, _ in seen.results if name in ("mm", "addmm")} == {dtype}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_half_precision_the_loss_is_no_further_from_the_truth_than_cross_entropys(dtype: torch.dtype, chunks: int) -> None:
     hidden, weight, b, labels = problem(chunks, dtype=dtype, spread=0.5)
@@ -351,12 +368,29 @@ def test_keys_shared_by_several_heads_are_supported() -> None:
     assert all(close(a, b, 5e-6) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_the_callers_scaling_is_used() -> None:
+    q, k, v = qkv(20)
+    ours, _ = forward.cpu_attention(nn.Module(), q, k, v, None, scaling=0.1)
+    assert close(ours, F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.1).transpose(1, 2), 5e-6)
+
+
+@pytest.mark.parametrize(
+    ("mask", "causal", "keys"),
+    [(None, True, 64 + 128 + 136), (None, False, 3 * 136), (documents(136)[:1, :, :, :136], True, 64 + 78 + 36)],
+    ids=["causal", "bidirectional", "documents of 50 tokens"],
+)
+def test_keys_that_a_block_of_queries_cannot_see_are_left_out(mask: Tensor | None, causal: bool, keys: int) -> None:
+    spans = forward._spans(mask, causal, 136)
+    assert [rows for rows, _ in spans] == [slice(0, 64), slice(64, 128), slice(128, 136)]
+    assert sum(seen.stop - seen.start for _, seen in spans) == keys
+
+
 def test_a_query_that_sees_nothing_gets_zero_and_no_nan() -> None:
     mask = documents(100).clone()
     mask[1, :, 30] = False
-    mask[1, :, 64:] = False
+    mask[:, :, 64:] = False
     ours, theirs = both(qkv(100), mask, True)
-    assert ours[0][1, 30].abs().max() == ours[0][1, 64:].abs().max() == 0
+    assert ours[0][1, 30].abs().max() == ours[0][:, 64:].abs().max() == 0
     assert all(close(a, b, 5e-6) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -382,12 +416,13 @@ def test_under_autocast_attention_casts_as_sdpa_does() -> None:
     "change",
     [
         {"query": torch.randn(2, 4, 1, 8)},
+        {"query": torch.randn(2, 4, 5, 8)},
         {"attention_mask": torch.zeros(2, 1, 20, 20)},
         {"position_bias": torch.randn(1, 4, 20, 20)},
         {name: torch.randn(2, 4, 20, 8, dtype=torch.float64) for name in ("query", "key", "value")},
         {name: torch.randn(1, 2, forward.LONGEST + 1, 8) for name in ("query", "key", "value")},
     ],
-    ids=["a cache", "a mask of numbers", "a bias", "fp64", "long sequences"],
+    ids=["one token after a cache", "some tokens after a cache", "a mask of numbers", "a bias", "fp64", "long sequences"],
 )
 def test_what_it_has_no_gain_for_goes_to_sdpa(change: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "_BlockAttention", None)

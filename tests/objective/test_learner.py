@@ -12,6 +12,8 @@ from llmtrain.objective.learner import Learner
 
 
 class Sums:
+    separates = False
+
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         return {"term": model(batch.inputs["x"]).sum()}
 

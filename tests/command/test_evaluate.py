@@ -1,0 +1,220 @@
+"""evaluate: the same number every time, weighted by tokens, on the run's own data unless other data is given."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from llmtrain.cli import main
+from llmtrain.data import tokenizer as tokens
+from tests.conftest import TINY, realdata
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny trained run."""
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    assert main(["pretrain", *TINY, f"output_dir={folder}"]) == 0
+    return folder
+
+
+class Evaluate:
+    """`llmtrain evaluate` on the run: numbers(*overrides) → its JSON; what it printed stays in `said`."""
+
+    def __init__(self, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.run, self.output, self.capsys = run, folder / "numbers.json", capsys
+        self.said = ""
+
+    def __call__(self, *overrides: str) -> dict[str, Any]:
+        self.capsys.readouterr()
+        code = main(["evaluate", f"model.checkpoint={self.run}", f"output={self.output}", "threads=1", "device=cpu", *overrides])
+        said = self.capsys.readouterr()
+        assert code == 0, said.err
+        self.said = said.out
+        return json.loads(self.output.read_text())  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def evaluate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Evaluate:
+    return Evaluate(run, tmp_path, capsys)
+
+
+def test_it_gives_the_same_number_every_time_and_that_of_the_end_of_training(evaluate: Evaluate, run: Path) -> None:
+    first, second = evaluate(), evaluate()
+    assert first == second
+    trained = json.loads((run / "run.json").read_text())
+    assert {name: first[name] for name in trained["validation"]} == pytest.approx(trained["validation"], rel=1e-6)
+    assert first["unigram_entropy"] == trained["references"]["unigram_entropy"]
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_the_batch_size_changes_no_number(evaluate: Evaluate, packing: str) -> None:
+    # Ragged rows: the mean of batch means would be another number.
+    one, many = (evaluate(f"objective.packing={packing}", f"batch_size={size}") for size in (1, 1000))
+    names = ("loss", "perplexity", "bits_per_byte", "next_token_targets")
+    assert [one[name] for name in names] == pytest.approx([many[name] for name in names], rel=1e-5)
+
+
+def test_another_split_has_another_number(evaluate: Evaluate) -> None:
+    numbers = {split: evaluate(f"split={split}") for split in ("validation", "test", "train")}
+    assert len({n["loss"] for n in numbers.values()}) == 3
+    assert [n["split"] for n in numbers.values()] == list(numbers)
+
+
+def test_perplexity_and_bits_per_byte_are_those_of_a_tiny_text_by_hand(evaluate: Evaluate, run: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    texts = ["the quick fox jumps", "naïve 🙂"]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    numbers = evaluate(
+        "data=text",
+        f"data.train={tmp_path / 'text.jsonl'}",
+        f"data.test={tmp_path / 'text.jsonl'}",
+        "data.max_length=32",
+        "split=test",
+        "objective.packing=false",
+    )
+    tokenizer, model = tokens.load(str(run / "final")), AutoModelForCausalLM.from_pretrained(run / "final").eval()
+    total, targets = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]])
+        with torch.no_grad():
+            total += float(F.cross_entropy(model(ids[:, :-1]).logits[0], ids[0, 1:], reduction="sum"))
+        targets += ids.shape[1] - 1
+    size = sum(len(text.encode()) for text in texts)
+    assert numbers["next_token_targets"] == targets
+    assert numbers["loss"] == pytest.approx(total / targets, rel=1e-5)
+    assert numbers["perplexity"] == pytest.approx(math.exp(total / targets), rel=1e-5)
+    assert numbers["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
+
+
+def test_max_samples_takes_the_first_sequences(evaluate: Evaluate) -> None:
+    numbers = evaluate("max_samples=3")
+    assert numbers["next_token_targets"] == 3 * 16
+    assert numbers == evaluate("max_samples=3")
+
+
+def test_a_run_is_evaluated_on_its_own_data_and_that_is_said(evaluate: Evaluate) -> None:
+    evaluate()
+    assert "data as in the run: synthetic" in evaluate.said
+    assert "objective as in the run: next_token" in evaluate.said
+
+
+def test_a_key_on_the_command_line_wins_over_the_runs(evaluate: Evaluate) -> None:
+    own, other = evaluate(), evaluate("data.seed=5")
+    assert "data as in the run: synthetic" in evaluate.said
+    assert own["loss"] != other["loss"]
+    assert evaluate("data.max_length=8")["loss"] != own["loss"]
+
+
+def test_the_runs_sections_stand_in_the_config_that_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", f"model.checkpoint={run}", "--cfg", "job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["kind"] == "synthetic"
+
+
+def test_another_kind_of_data_replaces_the_runs(evaluate: Evaluate, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("\n\n".join(f"my old dog sleeps {i} times" for i in range(60)))
+    evaluate("data=text", f"data.train={tmp_path / 'mine.txt'}", "data.max_length=16", "split=train")
+    assert "data as in the run" not in evaluate.said
+    assert "mine.txt" in evaluate.said
+
+
+def test_a_nested_key_of_the_runs_objective_can_be_given(evaluate: Evaluate) -> None:
+    assert evaluate("objective.weights.next_token=2") == evaluate()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "note"),
+    [
+        (["objective.weights.next_token=2"], "objective.weights.next_token has no effect"),
+        (["data.num_workers=2"], "data.num_workers has no effect"),
+        (["objective.packing=false", "objective.document_attention=true"], "objective.document_attention has no effect"),
+    ],
+)
+def test_a_key_without_effect_is_a_note(evaluate: Evaluate, overrides: list[str], note: str) -> None:
+    evaluate(*overrides)
+    assert f"note: {note}" in evaluate.said
+
+
+def test_what_is_printed_is_what_is_written(evaluate: Evaluate) -> None:
+    numbers = evaluate()
+    assert set(numbers) == {"model", "split", "loss", "perplexity", "bits_per_byte", "unigram_entropy", "next_token_targets"}
+    printed = re.search(r"loss\s+│ ([\d.]+)", evaluate.said)
+    assert printed is not None
+    assert float(printed[1]) == pytest.approx(numbers["loss"], rel=1e-4)
+
+
+def test_without_an_output_nothing_is_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert main(["evaluate", f"model.checkpoint={run}", "threads=1", "device=cpu", "max_samples=2"]) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "answer"),
+    [
+        (["split=dev"], 2, "allowed: train, validation, test"),
+        (["batch_size=0"], 2, "allowed: 1 or more"),
+        (["max_samples=0"], 2, "allowed: 1 or more, or null"),
+        (["device=gpu"], 2, "allowed: auto, cpu, cuda, mps"),
+        (["precision=fp64"], 2, "allowed: auto, fp32, bf16, fp16"),
+        (["precision=fp16", "device=cpu"], 2, "no fp16 training"),
+        (["model=gpt_tiny"], 2, "model=checkpoint has it"),
+        (["data.max_length=64"], 2, "the model reads at most 32 positions"),
+        (["data=text"], 2, "data.train"),
+        (["data=text", "data.train=nowhere.txt", "data.max_length=16"], 3, "nowhere.txt: no such file"),
+        (["data.packages=[torch]"], 2, "data=pydocs has it"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(run: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], code: int, answer: str) -> None:
+    assert main(["evaluate", f"model.checkpoint={run}", *overrides]) == code
+    assert answer in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "answer"),
+    [("a: [", 2, "not YAML"), ("seed: 1", 4, "not the config of a run"), ("data: {_target_: os.system}\nobjective: {}", 2, "_target_")],
+)
+def test_a_runs_config_is_not_trusted(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, code: int, answer: str) -> None:
+    (tmp_path / "final").symlink_to(run / "final")
+    (tmp_path / "config.yaml").write_text(content)
+    assert main(["evaluate", f"model.checkpoint={tmp_path}"]) == code
+    assert answer in capsys.readouterr().err
+
+
+def test_a_text_too_short_for_a_split_is_a_data_error(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.txt").write_text("one document only")
+    assert main(["evaluate", f"model.checkpoint={run}", "data=text", f"data.train={tmp_path / 'one.txt'}", "data.max_length=16"]) == 3
+    assert "split is empty" in capsys.readouterr().err
+
+
+def test_the_runs_config_is_left_as_it_is(evaluate: Evaluate, run: Path) -> None:
+    before = yaml.safe_load((run / "config.yaml").read_text())
+    evaluate("data.seed=5")
+    assert yaml.safe_load((run / "config.yaml").read_text()) == before
+
+
+@pytest.mark.realdata
+def test_a_real_model_on_stories_has_about_its_published_loss(tmp_path: Path) -> None:
+    # 1.2968 nats a token were measured on TinyStories, which is not in the folder: the model's own kind of story comes near.
+    folder = realdata("stories260k")
+    story = (
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. "
+        "She wanted to play with it, but it was too high. Lily's mom said, \"Lily, let's go to the park.\" Lily was sad and didn't know what to do. "
+        'She said, "I want to play with your ball, but I can\'t find it."'
+    )
+    (tmp_path / "story.txt").write_text(story)
+    given = ["data=text", f"data.train={tmp_path / 'story.txt'}", f"data.test={tmp_path / 'story.txt'}", "data.documents=file", "split=test"]
+    output = tmp_path / "numbers.json"
+    assert main(["evaluate", f"model.checkpoint={folder}", *given, f"output={output}", "threads=1", "device=cpu"]) == 0
+    assert 0.7 < json.loads(output.read_text())["loss"] < 1.6

@@ -1,0 +1,490 @@
+"""Configs: what is wrong is named, with what is allowed and where it stands; what is dropped or without effect is said."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from llmtrain.cli import main
+from llmtrain.config import Composed, build, compose, did_you_mean, parse, read_yaml, type_in_words
+from llmtrain.errors import ConfigError, require
+from llmtrain.runtime import Precision
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The screen of a command line that ends with exit code 2: at most six lines, no traceback, nothing on stdout."""
+    code = main(list(arguments))
+    said = capsys.readouterr()
+    assert code == 2, said
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert len(said.err.splitlines()) <= 6
+    assert "Traceback" not in said.err
+    return said.err
+
+
+def experiment(folder: Path, text: str, name: str = "mine") -> Path:
+    path = folder / "experiment" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("# @package _global_\n" + text)
+    return path
+
+
+def nested(override: str) -> str:
+    """`a.b=1` as YAML."""
+    key, _, value = override.partition("=")
+    names = key.split(".")
+    return "".join(f"{'  ' * depth}{name}:{f' {value}' if depth == len(names) - 1 else ''}\n" for depth, name in enumerate(names))
+
+
+# --- faults: each on the command line and in a YAML file ------------------------------------------------------------
+
+SETTINGS = [
+    pytest.param("trainer.learning_rate=1e-3", "did you mean 'optimizer.lr'?", id="A01"),
+    pytest.param("optimizer.lr=abc", "allowed: a number", id="A07"),
+    pytest.param("optimizer.lr=-1", "allowed: a finite number above 0", id="A09 negative"),
+    pytest.param("optimizer.lr=0", "allowed: a finite number above 0", id="A09 zero"),
+    pytest.param("optimizer.lr=.nan", "allowed: a finite number above 0", id="A09 nan"),
+    pytest.param("optimizer.lr=.inf", "allowed: a finite number above 0", id="A09 inf"),
+    pytest.param("trainer.max_steps=1.5", "allowed: a whole number or null", id="A10 fraction"),
+    pytest.param("trainer.max_steps=true", "allowed: a whole number or null", id="A10 true"),
+    pytest.param("trainer.max_steps=-1", "allowed: above 0", id="A10 negative"),
+    pytest.param("trainer.max_steps=0", "allowed: above 0", id="A10 zero"),
+    pytest.param("trainer.max_steps=1e3", "fix: write it out: trainer.max_steps=1000", id="A10 1e3"),
+    pytest.param("trainer.batch_size=0", "allowed: 1 sequence or more", id="A11 global"),
+    pytest.param("trainer.micro_batch_size=0", "allowed: 1 sequence or more, or null", id="A11 micro"),
+    pytest.param("trainer.micro_batch_size=5", "allowed: trainer.batch_size=15 or trainer.batch_size=20", id="A12"),
+    pytest.param("precision=fp64", "allowed: auto, fp32, bf16, fp16", id="A21 fp64"),
+    pytest.param("precision=FP32", "did you mean 'fp32'?", id="A21 FP32"),
+    pytest.param("precision=16", "allowed: auto, fp32, bf16, fp16", id="A21 16"),
+    pytest.param("device=cuda:7", "CUDA_VISIBLE_DEVICES=7", id="A25 index"),
+    pytest.param("device=gpu", "allowed: auto, cpu, cuda, mps", id="A25 gpu"),
+    pytest.param("seed=-1", "allowed: 0 to 4294967295", id="A26 negative"),
+    pytest.param("seed=1099511627776", "allowed: 0 to 4294967295", id="A26 large"),
+    pytest.param("seed=abc", "allowed: a whole number", id="A26 text"),
+    pytest.param("seed=${missing}", "'missing' not found", id="A29 key"),
+    pytest.param("name=${oc.env:NOPE}", "'NOPE' not found", id="A29 variable"),
+    pytest.param("evaluation.best_metric=f2", "allowed: loss, perplexity, bits_per_byte", id="A35"),
+    pytest.param("name=../../x", "allowed: 1 to 100 letters", id="G05"),
+    pytest.param("callback.tracker.hf_token=hf_x", "in the environment", id="H09"),
+    pytest.param("callback.tracker.usee=[wandb]", "did you mean 'callback.tracker.use'?", id="misspelt"),
+    pytest.param("max_seq_length=3", "did you mean 'data.max_length'?", id="another name"),
+    pytest.param("warmup_steps=3", "did you mean 'schedule.warmup_steps'?", id="another section"),
+    pytest.param("data.train=book.txt", "fix: data=text has it", id="another option"),
+]
+
+
+@pytest.mark.parametrize(("override", "answer"), SETTINGS)
+def test_a_wrong_setting_is_named_with_what_is_allowed_and_a_file_gets_the_same_text_and_its_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, override: str, answer: str
+) -> None:
+    typed = refused(capsys, "pretrain", override.replace(".nan", "nan").replace(".inf", "inf"))
+    assert override.partition("=")[0] in typed
+    assert answer in typed
+    path = experiment(tmp_path, nested(override))
+    written = refused(capsys, "pretrain", "--config-dir", str(tmp_path), "experiment=mine")
+    line = 1 + len(override.partition("=")[0].split("."))
+    place = f" ({path}:{line})"
+    assert written.replace(place, "") == typed
+    # What follows from several settings together, and secrets, name no line.
+    assert place in written or any(word in typed for word in ("multiple of", "metric", "secrets"))
+
+
+def test_a02_an_unknown_key_three_levels_deep_is_named_with_file_and_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = experiment(tmp_path, "trainer:\n  max_steps: 3\nobjective:\n  weights:\n    next_tokn: 2.0\n")
+    said = refused(capsys, "pretrain", "--config-dir", str(tmp_path), "experiment=mine")
+    assert "objective.weights" in said
+    path.write_text("# @package _global_\n\ncallback:\n  tracker:\n    usee: []\n")
+    assert f"callback.tracker.usee ({path}:5)" in refused(capsys, "pretrain", "--config-dir", str(tmp_path), "experiment=mine")
+
+
+def test_only_files_that_are_used_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    experiment(tmp_path, "optimizer:\n  lr: abc\n", "aaa")
+    path = experiment(tmp_path, "seed: 1\noptimizer:\n  lr: -2\n")
+    assert f"optimizer.lr=-2.0 ({path}:4)" in refused(capsys, "pretrain", "--config-dir", str(tmp_path), "experiment=mine")
+    assert "yaml" not in refused(capsys, "pretrain", "--config-dir", str(tmp_path), "experiment=mine", "optimizer.lr=-3")
+
+
+@pytest.mark.parametrize(
+    ("override", "group", "option"),
+    [pytest.param("model=bart", "model", "gpt2_medium", id="A03"), pytest.param("schedule=null", "schedule", "cosine", id="null"), ("model=", "model", "gpt2")],
+)
+def test_an_unknown_option_lists_those_that_there_are(capsys: pytest.CaptureFixture[str], override: str, group: str, option: str) -> None:
+    said = refused(capsys, "pretrain", override)
+    assert f"{group}=" in said
+    assert option in said
+
+
+def test_an_unknown_option_in_a_file_gets_the_same_text_and_its_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = experiment(tmp_path, "defaults:\n  - override /model: bart\n")
+    written = refused(capsys, "pretrain", "--config-dir", str(tmp_path), "experiment=mine")
+    assert written.replace(f" ({path}:3)", "") == refused(capsys, "pretrain", "model=bart")
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("learning_rate=1", "optimizer.lr"),
+        ("per_device_train_batch_size=1", "trainer.micro_batch_size"),
+        ("num_train_epochs=1", "trainer.max_epochs"),
+        ("model_name_or_path=gpt2", "model.checkpoint"),
+        ("lr_scheduler_type=linear", "schedule"),
+        ("optimiser.lr=1", "optimizer.lr"),
+        ("trainer.max_stps=1", "trainer.max_steps"),
+        ("modle=gpt2", "model"),
+        ("sed=1", "seed"),
+        ("model=gpt_tny", "gpt_tiny"),
+        ("model=GPT2", "gpt2"),
+        ("trainer.lr=1", "optimizer.lr"),
+    ],
+)
+def test_what_was_meant_is_suggested(capsys: pytest.CaptureFixture[str], override: str, meant: str) -> None:
+    assert f"did you mean {meant!r}?" in refused(capsys, "pretrain", override)
+
+
+@pytest.mark.parametrize(("verb", "override"), [("evaluate", "optimizer.lr=1"), ("generate", "learning_rate=1"), ("generate", "experiment=gpt1")])
+def test_nothing_is_suggested_that_the_verb_does_not_have(capsys: pytest.CaptureFixture[str], verb: str, override: str) -> None:
+    assert "did you mean" not in refused(capsys, verb, override)
+
+
+def test_several_options_that_have_a_setting_are_all_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose("pretrain", ["schedule=constant", "schedule.final_fraction=0"])
+    assert caught.value.fix == "schedule=cosine and schedule=linear have it"
+
+
+# --- what an override may be ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("override", ["+seed=1", "++seed=1", "~seed", "~model", "+model=gpt2"])
+def test_keys_are_neither_added_nor_removed(capsys: pytest.CaptureFixture[str], override: str) -> None:
+    assert "neither added nor removed" in refused(capsys, "pretrain", override)
+
+
+def test_an_experiment_may_be_written_with_a_plus() -> None:
+    assert compose("pretrain", ["+experiment=gpt3_125m"]).config == compose("pretrain", ["experiment=gpt3_125m"]).config
+
+
+def test_experiment_null_is_no_experiment() -> None:
+    assert compose("pretrain", ["experiment=null"]).config == compose("pretrain", []).config
+
+
+@pytest.mark.parametrize("override", ["seed=1,2", "seed=range(1,3)", "optimizer.lr=interval(0,1)", "data.train=a.txt,b.txt"])
+def test_several_values_are_refused_with_how_to_write_one(capsys: pytest.CaptureFixture[str], override: str) -> None:
+    assert f"{override.partition('=')[0]}=[a, b]" in refused(capsys, "pretrain", override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hydra.run.dir=x",
+        "hydra/launcher=basic",
+        "model@other=gpt2",
+        "model.kind=checkpoint",
+        "trainer.batch_size",
+        "trainer={max_steps: 1}",
+        "trainer=3",
+        "callback=progress",
+    ],
+)
+def test_what_is_no_setting_is_refused(capsys: pytest.CaptureFixture[str], override: str) -> None:
+    assert override.partition("=")[0] in refused(capsys, "pretrain", override) or "trainer" in override
+
+
+@pytest.mark.parametrize(("typed", "taken"), [("~/books", "~/books"), ("a=b", "a=b"), ("'a, b'", "a, b"), ("x y", "x y"), ("null", None)])
+def test_a_value_without_structure_is_taken_as_typed(typed: str, taken: str | None) -> None:
+    assert compose("pretrain", [f"output_dir={typed}"]).config.output_dir == taken
+
+
+@pytest.mark.parametrize("prompt", ["Hello, world", "f(x", '[a] {b} "c" \'d', "5", "null", "${seed}", "a=b", "~", "\\n", ""])
+def test_a_prompt_is_taken_as_typed(prompt: str) -> None:
+    from llmtrain.command.generate import Settings
+    from llmtrain.config import OmegaConf
+
+    config = compose("generate", [f"prompt={prompt}"]).config
+    assert build(OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k != "model"}), Settings, "").prompt == prompt
+
+
+def test_a_value_that_cannot_be_read_is_shown_and_nothing_else_is() -> None:
+    with pytest.raises(ConfigError, match=r"name=\[a") as caught:
+        parse(["seed=1", "name=[a"])
+    assert "quote" in str(caught.value.fix)
+
+
+# --- H: a config cannot run or hide anything ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "override", ["_target_=os.system", "model._target_=os.system", "model={_target_: os.system}", "objective.weights={_target_: os.system}"]
+)
+def test_h01_a_target_on_the_command_line_is_refused(capsys: pytest.CaptureFixture[str], override: str) -> None:
+    assert "_target_" in refused(capsys, "pretrain", override)
+
+
+@pytest.mark.parametrize("text", ["_target_: os.system\n", "data:\n  a:\n    - _target_: os.system\n", "optimizer: {_target_: os.system}\n"])
+def test_h01_a_target_in_a_file_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str) -> None:
+    path = experiment(tmp_path, text)
+    assert f"in {path}: a config cannot name code to run" in refused(capsys, "pretrain", "--config-dir", str(tmp_path), "experiment=mine")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hydra:\n  callbacks:\n    e: {x: 1}\n",
+        "hydra:\n  job_logging: {handlers: {x: {class: logging.FileHandler, filename: marker}}}\n",
+        "defaults:\n  - override hydra/launcher: basic\n",
+        "defaults:\n  - override /hydra/job_logging: stdout\n",
+        "# @package hydra\ncallbacks: {}\n",
+    ],
+)
+def test_h03_settings_of_hydra_in_a_file_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment(tmp_path / "mine", text)
+    assert "Hydra's own settings are not taken" in refused(capsys, "pretrain", "--config-dir", "mine", "experiment=mine")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcde", "bcdef", strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        pytest.param(BOMB, "aliases stand for more than", id="H05"),
+        pytest.param("a: &a [" + "x," * 40_000 + "]\nb: [*a, *a, *a]\n", "aliases stand for more than", id="H05 few aliases of much"),
+        pytest.param("a: &a [*a]\n", "alias to itself", id="H05 itself"),
+        pytest.param("a: " + "[" * 5000, "nested too deeply", id="deep"),
+        pytest.param("x: " + "y" * 1_000_001, "larger than 1 MB", id="large"),
+        pytest.param("a: [\n", "not YAML", id="not YAML"),
+        pytest.param("a: !!python/object/apply:os.system [ls]\n", "not YAML", id="python tag"),
+    ],
+)
+def test_a_file_that_is_built_to_explode_is_refused_before_it_is_composed(tmp_path: Path, text: str, answer: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(answer)) as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_usual_use_of_an_alias_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("a: &a {b: 1}\nc: *a\nd: {<<: *a, e: 2}\n")
+    assert read_yaml(tmp_path / "x.yaml") == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
+
+
+@pytest.mark.parametrize(
+    "override", ["hf_token=hf_secret", "+hf_token=hf_secret", "callback.tracker.wandb_api_key=hf_secret", "hf_token=[hf_secret", "~hf_token=hf_secret"]
+)
+def test_h09_a_secret_on_the_command_line_is_refused_and_not_repeated(capsys: pytest.CaptureFixture[str], override: str) -> None:
+    said = refused(capsys, "pretrain", override)
+    assert "set it in the environment" in said
+    assert "hf_secret" not in said
+
+
+def test_a_setting_whose_name_ends_in_token_is_no_secret() -> None:
+    assert compose("pretrain", ["objective.weights.next_token=2"]).config.objective.weights.next_token == 2
+
+
+# --- A30: the folder and its files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "answer"),
+    [
+        pytest.param(lambda p: None, "no such folder", id="A30 missing"),
+        pytest.param(lambda p: p.write_text(""), "not a folder", id="A30 a file"),
+        pytest.param(lambda p: (p / "pretrain.yaml").mkdir(parents=True), "Is a directory", id="A30 directory"),
+        pytest.param(lambda p: (p.mkdir(), (p / "pretrain.yaml").write_bytes(b"seed: \xff")), "byte 6 is not UTF-8", id="A30 bytes"),
+        pytest.param(lambda p: (p.mkdir(), (p / "pretrain.yaml").write_text("a: [")), "pretrain.yaml:1: not YAML", id="not YAML"),
+        pytest.param(lambda p: (p.mkdir(), (p / "pretrain.yaml").write_text("- a")), "no keys and values", id="a list"),
+        pytest.param(lambda p: (p.mkdir(), (p / "pretrain.yaml").write_text("seed: 1")), "no section", id="sections missing"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, make: object, answer: str) -> None:
+    assert callable(make)
+    make(tmp_path / "mine")
+    said = refused(capsys, "pretrain", "--config-dir", str(tmp_path / "mine"))
+    assert answer in said
+    assert str(tmp_path / "mine") in said or answer == "no section"
+
+
+def test_an_experiment_without_its_package_line_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = experiment(tmp_path, "")
+    path.write_text("trainer:\n  max_steps: 3\n")
+    assert "make `# @package _global_` its first line" in refused(capsys, "pretrain", "--config-dir", str(tmp_path), "experiment=mine")
+
+
+def test_a_users_file_wins_over_the_shipped_one_and_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "gpt_tiny.yaml").write_text("defaults: [gpt]\nnum_hidden_layers: 1\n")
+    composed = compose("pretrain", [], tmp_path)
+    assert composed.config.model.num_hidden_layers == 1
+    assert composed.notes == [f"{tmp_path / 'model' / 'gpt_tiny.yaml'} replaces the shipped file of that name"]
+    assert compose("pretrain", []).config.model.num_hidden_layers == 4
+
+
+def test_the_note_of_a_replaced_file_is_printed_with_the_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "schedule").mkdir()
+    (tmp_path / "schedule" / "cosine.yaml").write_text("kind: constant\nwarmup_steps: 0\nwarmup_tokens: null\n")
+    assert main(["pretrain", "--config-dir", str(tmp_path), "--cfg", "job"]) == 0
+    said = capsys.readouterr()
+    assert "cosine.yaml replaces the shipped file" in said.err
+    assert "kind: constant" in said.out
+
+
+def test_a_users_own_option_and_experiment_are_found(tmp_path: Path) -> None:
+    experiment(tmp_path, "defaults:\n  - override /model: mine\nseed: 7\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("defaults: [gpt, _self_]\nhidden_size: 12\n")
+    config = compose("pretrain", ["experiment=mine"], tmp_path).config
+    assert (config.seed, config.model.hidden_size, config.model.kind) == (7, 12, "gpt")
+
+
+# --- levels: a later one replaces an earlier one ---------------------------------------------------------------------
+
+BUDGETS = ("max_steps", "max_epochs", "max_tokens")
+
+
+def budget(composed: Composed) -> dict[str, object]:
+    return {name: composed.config.trainer[name] for name in BUDGETS if composed.config.trainer[name] is not None}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_budget_on_the_command_line_replaces_that_of_the_defaults(name: str) -> None:
+    assert budget(compose("pretrain", [f"trainer.{name}=7"])) == {name: 7}
+
+
+def test_a_budget_of_an_experiment_replaces_that_of_the_defaults_and_the_command_line_that_of_the_experiment(tmp_path: Path) -> None:
+    experiment(tmp_path, "trainer:\n  max_tokens: 500\n")
+    assert budget(compose("pretrain", ["experiment=mine"], tmp_path)) == {"max_tokens": 500}
+    assert budget(compose("pretrain", ["experiment=mine", "trainer.max_steps=3"], tmp_path)) == {"max_steps": 3}
+
+
+def test_a_budget_of_an_experiment_replaces_that_of_the_one_it_builds_on(tmp_path: Path) -> None:
+    experiment(tmp_path, "trainer:\n  max_steps: 5\n", "first")
+    experiment(tmp_path, "defaults: [first]\nseed: 1\n", "second")
+    experiment(tmp_path, "defaults: [first]\ntrainer:\n  max_tokens: 9\n", "third")
+    assert budget(compose("pretrain", ["experiment=second"], tmp_path)) == {"max_steps": 5}
+    assert budget(compose("pretrain", ["experiment=third"], tmp_path)) == {"max_tokens": 9}
+
+
+def test_two_budgets_at_one_level_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "both given by the command line" in refused(capsys, "pretrain", "trainer.max_steps=3", "trainer.max_epochs=2")
+    experiment(tmp_path, "trainer:\n  max_steps: 3\n  max_tokens: 4\n")
+    assert "both given by the experiment" in refused(capsys, "pretrain", "--config-dir", str(tmp_path), "experiment=mine")
+
+
+def test_a_kind_on_the_command_line_drops_what_the_experiment_set_for_another_and_says_so(tmp_path: Path) -> None:
+    experiment(tmp_path, "defaults:\n  - override /schedule: cosine\nschedule:\n  final_fraction: 0.5\n  warmup_steps: 3\n")
+    composed = compose("pretrain", ["experiment=mine", "schedule=constant"], tmp_path)
+    assert composed.config.schedule == {"kind": "constant", "warmup_steps": 3, "warmup_tokens": None}
+    assert composed.notes == ["schedule.final_fraction=0.5 of the experiment is dropped: schedule=constant has no such setting"]
+    assert "schedule.final_fraction" not in composed.given
+
+
+def test_a_setting_that_both_kinds_have_stays(tmp_path: Path) -> None:
+    experiment(tmp_path, "defaults:\n  - override /schedule: cosine\nschedule:\n  final_fraction: 0.5\n")
+    composed = compose("pretrain", ["experiment=mine", "schedule=linear"], tmp_path)
+    assert (composed.config.schedule.final_fraction, composed.notes) == (0.5, [])
+
+
+def test_what_was_given_is_known_from_the_command_line_and_the_experiment(tmp_path: Path) -> None:
+    experiment(tmp_path, "trainer:\n  max_tokens: 500\n")
+    given = compose("pretrain", ["experiment=mine", "model=gpt2", "optimizer.lr=1e-3"], tmp_path).given
+    assert given == {"trainer.max_tokens", "model", "optimizer.lr"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["objective.packing=false", "objective.document_attention=true"], "objective.document_attention"),
+        (["distributed.timeout_s=5"], "distributed.timeout_s"),
+        (["tokenizer.resize=true"], "tokenizer.resize"),
+        (["tokenizer.path=somewhere", "tokenizer.vocab_size=99"], "tokenizer.vocab_size"),
+        (["data=text", "data.train=a.txt", "data.validation=b.txt", "data.validation_fraction=0.1"], "data.validation_fraction"),
+    ],
+)
+def test_a_key_without_effect_is_reported(overrides: list[str], key: str) -> None:
+    from llmtrain.command.train import parts, without_effect
+
+    composed = compose("pretrain", overrides)
+    lines = without_effect(parts(composed.config), composed.given)
+    assert [line for line in lines if line.startswith(f"{key} has no effect: ")] == lines != []
+
+
+def test_a_default_without_effect_is_not_reported() -> None:
+    from llmtrain.command.train import parts, without_effect
+
+    composed = compose("pretrain", ["objective.packing=false"])
+    assert without_effect(parts(composed.config), composed.given) == []
+
+
+# --- build ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    rate: float
+
+    def __post_init__(self) -> None:
+        require(self.rate < 1, "rate", self.rate, "below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    count: int | None
+    precision: Precision
+    names: list[str]
+    inner: Inner
+
+
+def outer(**changes: object) -> dict[str, object]:
+    return {"count": 3, "precision": "bf16", "names": ["a"], "inner": {"rate": 0.5}, **changes}
+
+
+def test_a_node_becomes_a_checked_object() -> None:
+    assert build(outer(), Outer, "a") == Outer(count=3, precision=Precision.bf16, names=["a"], inner=Inner(rate=0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"count": "x"}, "a.count"),
+        ({"precision": "x"}, "a.precision"),
+        ({"names": 3}, "a.names"),
+        ({"inner": {"rate": 2}}, "a.inner.rate"),
+        ({"inner": 3}, "a.inner"),
+    ],
+)
+def test_the_whole_key_of_a_wrong_value_is_named(changes: dict[str, object], key: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(key)}="):
+        build(outer(**changes), Outer, "a")
+
+
+def test_unknown_and_missing_settings_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"a\.inner\.rat: no such key"):
+        build(outer(inner={"rate": 0.1, "rat": 1}), Outer, "a")
+    with pytest.raises(ConfigError, match="no value for count"):
+        build({k: v for k, v in outer().items() if k != "count"}, Outer, "a")
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int | None, "a whole number or null"),
+        (Precision, "auto, fp32, bf16, fp16"),
+        (list[str], "a list, each text"),
+        (dict[str, float], "a mapping of names to a number"),
+    ],
+)
+def test_types_are_named_in_words(hint: object, words: str) -> None:
+    assert type_in_words(hint) == words
+
+
+@pytest.mark.parametrize(("word", "meant"), [("gpt_tny", "gpt_tiny"), ("GPT2", "gpt2"), ("temp", "temperature"), ("zzz", None)])
+def test_the_nearest_name_is_suggested(word: str, meant: str | None) -> None:
+    found = did_you_mean(word, ["gpt_tiny", "gpt2", "temperature"])
+    assert found == (f"did you mean {meant!r}?" if meant else None)

@@ -1,0 +1,302 @@
+"""The machine: which device and precision, whose folder, and what a signal does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmtrain
+from llmtrain import runtime
+from llmtrain.cli import main
+from llmtrain.config import build, compose
+from llmtrain.errors import CheckpointError, ConfigError, DeviceError, Interrupted, LLMTrainError
+from llmtrain.runtime import Precision, Settings
+from tests.conftest import TINY
+
+OWN = ("device", "devices", "threads", "precision", "deterministic", "distributed", "seed", "name", "output_dir", "resume")
+
+
+def settings(**changes: Any) -> Settings:
+    config = compose("pretrain", []).config
+    return build({**{name: config[name] for name in OWN}, **changes}, Settings, "")
+
+
+@pytest.fixture
+def cpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a", "A-b_c.9", "x" * 100, "..a", "nul"])
+def test_a_name_of_letters_digits_and_three_marks_is_taken(name: str) -> None:
+    assert settings(name=name).name == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../../x", "/abs", "a/b", "a b", "x" * 101, "x\n", "\n", "é", "🙂", "a:b", "~"])
+def test_g05_any_other_name_is_refused_by_one_rule(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings(name=name)
+    assert caught.value.allowed == "1 to 100 letters, digits, '.', '_' or '-'"
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_the_ends_of_the_range_of_seeds_are_taken(seed: int) -> None:
+    assert settings(seed=seed).seed == seed
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**40])
+def test_a26_a_seed_beyond_is_refused(seed: int) -> None:
+    with pytest.raises(ConfigError, match="seed="):
+        settings(seed=seed)
+
+
+@pytest.mark.parametrize(
+    "change", [{"devices": "0"}, {"devices": "-1"}, {"threads": "many"}, {"threads": "1.5"}, {"distributed": {"timeout_s": 0}}, {"device": "gpu"}]
+)
+def test_numbers_of_devices_threads_and_seconds_are_checked(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        settings(**change)
+
+
+@pytest.mark.parametrize(("devices", "processes"), [("auto", 1), ("1", 1), ("4", 4)])
+def test_devices_are_processes(devices: str, processes: int) -> None:
+    assert settings(devices=devices).processes == processes
+
+
+# --- device and precision -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, device: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
+    assert runtime.decide_device("auto") == device
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+@pytest.mark.usefixtures("cpu_only")
+def test_a24_a_device_that_is_not_there_is_never_silently_the_cpu(device: str) -> None:
+    with pytest.raises(DeviceError, match=f"device={device}") as caught:
+        runtime.decide_device(device)
+    assert caught.value.allowed == "cpu"
+
+
+auto, fp32, bf16, fp16 = Precision
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "has", "width", "taken"),
+    [
+        (auto, "cuda", True, 64, bf16),
+        (auto, "cuda", False, 64, fp16),
+        (auto, "mps", False, 4096, fp32),
+        (auto, "cpu", False, 4096, fp32),
+        (auto, "cpu", True, 4096, bf16),
+        (auto, "cpu", True, 64, fp32),
+        (auto, "cpu", True, None, bf16),
+        (fp32, "cuda", True, 64, fp32),
+        (fp32, "cpu", True, 4096, fp32),
+        (bf16, "cpu", True, 64, bf16),
+        (bf16, "cuda", True, None, bf16),
+        (fp16, "cuda", True, 64, fp16),
+    ],
+)
+def test_the_precision_is_decided_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, wanted: Precision, device: str, has: bool, width: int | None, taken: Precision
+) -> None:
+    monkeypatch.setattr(runtime, "has_bf16", lambda name: has)
+    found, why = runtime.decide_precision(wanted, device, width)
+    assert found is taken
+    assert why == "as configured" if wanted is not auto else why
+
+
+@pytest.mark.parametrize(("device", "allowed"), [("cpu", "fp32"), ("mps", "fp32"), ("cuda", "fp32, fp16")])
+def test_a23_bf16_without_hardware_for_it_is_refused(monkeypatch: pytest.MonkeyPatch, device: str, allowed: str) -> None:
+    monkeypatch.setattr(runtime, "has_bf16", lambda name: False)
+    with pytest.raises(DeviceError, match="has no bf16 arithmetic") as caught:
+        runtime.decide_precision(bf16, device, 4096)
+    assert caught.value.allowed == allowed
+
+
+def test_a22_fp16_on_a_cpu_is_refused_also_where_auto_chose_the_cpu() -> None:
+    with pytest.raises(ConfigError, match="fp16"):
+        settings(precision="fp16", device="cpu")
+    with pytest.raises(ConfigError, match="no fp16 training"):
+        runtime.decide_precision(fp16, "cpu", 4096)
+
+
+@pytest.mark.parametrize(("override", "code"), [("device=cuda", 6), ("precision=bf16", 6), ("precision=fp16", 2)])
+@pytest.mark.usefixtures("cpu_only")
+def test_what_the_machine_lacks_is_found_before_a_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], override: str, code: int
+) -> None:
+    monkeypatch.setattr(runtime, "has_bf16", lambda name: False)
+    given = [o for o in TINY if not o.startswith(("device", "precision"))]
+    assert main(["pretrain", *given, override, f"output_dir={tmp_path / 'run'}"]) == code
+    assert override.partition("=")[0] in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("flags", "has"), [({"avx512_bf16"}, True), ({"amx_bf16", "avx2"}, True), ({"avx2", "avx512f"}, False), (set(), False)])
+def test_whether_a_cpu_has_bf16_is_read_from_its_flags(monkeypatch: pytest.MonkeyPatch, flags: set[str], has: bool) -> None:
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: flags)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert runtime.has_bf16("cpu") is has
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "Some GPU")
+    runtime.enough_devices("cuda", 1)
+    runtime.enough_devices("cpu", 99)
+    with pytest.raises(DeviceError, match="devices=2: this machine has 1") as caught:
+        runtime.enough_devices("cuda", 2)
+    assert caught.value.allowed == "cuda:0 Some GPU"
+
+
+@pytest.mark.parametrize(("wanted", "world", "threads"), [("auto", 1, 8), ("auto", 2, 4), ("auto", 3, 2), ("auto", 99, 1), ("5", 2, 5)])
+def test_cores_are_shared_evenly(monkeypatch: pytest.MonkeyPatch, wanted: str, world: int, threads: int) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert runtime.decide_threads(wanted, world) == threads
+
+
+# --- a run's folder -------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_never_share_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = (runtime.new_run_folder("pretrain", settings(name="mine")) for _ in range(2))
+    assert first != second
+    assert {first.parent, second.parent} == {Path("runs/pretrain")}
+    assert "-mine" in first.name
+
+
+@pytest.mark.parametrize("where", ["a file/run", "read only/run"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, where: str) -> None:
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "read only").mkdir(mode=0o555)
+    if os.geteuid() == 0 and where.startswith("read"):
+        pytest.skip("root writes everywhere")
+    with pytest.raises(DeviceError, match="output_dir="):
+        runtime.new_run_folder("pretrain", settings(output_dir=str(tmp_path / where)))
+
+
+def test_the_newest_run_is_the_one_whose_final_was_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no finished run below runs/"):
+        runtime.newest_run()
+    for age, name in enumerate(("c", "a", "b")):
+        path = tmp_path / "runs" / "pretrain" / name / "final" / "config.json"
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+        os.utime(path, (1000 - age, 1000 - age))
+    (tmp_path / "runs" / "pretrain" / "unfinished").mkdir()
+    assert runtime.newest_run() == Path("runs/pretrain/c")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from llmtrain import runtime
+with runtime.locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(300)
+"""
+
+
+def holder(folder: Path) -> subprocess.Popen[str]:
+    """Another process that holds the folder."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(llmtrain.__file__).parents[1])}
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "locked\n"
+    return other
+
+
+def test_g02_a_second_run_in_the_same_folder_is_refused_with_the_holder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with holder(tmp_path) as other:
+        try:
+            assert main(["pretrain", *TINY, f"output_dir={tmp_path}"]) == 6
+            said = capsys.readouterr().err
+            with pytest.raises(DeviceError, match=f"in use by pid {other.pid} on .* since 20") as caught, runtime.locked(tmp_path):
+                pass
+        finally:
+            other.kill()
+    assert caught.value.exit_code == 6
+    assert f"in use by pid {other.pid}" in said
+
+
+def test_g03_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    with holder(tmp_path) as other:
+        other.kill()
+    assert json.loads((tmp_path / ".lock-holder.json").read_text())["pid"] == other.pid
+    with runtime.locked(tmp_path):
+        assert json.loads((tmp_path / ".lock-holder.json").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / ".lock-holder.json").exists()
+
+
+def test_a_lock_is_released_where_the_run_fails(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fault"), runtime.locked(tmp_path):
+        raise ValueError("fault")
+    with runtime.locked(tmp_path):
+        pass
+
+
+# --- signals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_only_sets_a_flag(number: signal.Signals) -> None:
+    event = threading.Event()
+    before = signal.getsignal(number)
+    with runtime.stopping_on_signals(event):
+        assert not event.is_set()
+        os.kill(os.getpid(), number)
+        assert event.is_set()
+    assert signal.getsignal(number) is before
+
+
+def test_e15_the_second_ctrl_c_ends_it_at_once() -> None:
+    with pytest.raises(Interrupted) as caught, runtime.stopping_on_signals(threading.Event()):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert caught.value.exit_code == 130
+
+
+def test_a_second_sigterm_is_no_ctrl_c() -> None:
+    event = threading.Event()
+    with runtime.stopping_on_signals(event):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert event.is_set()
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+
+def test_the_last_words_of_the_ranks_are_read_once_in_their_order(tmp_path: Path) -> None:
+    runtime.leave_result(tmp_path, 1, LLMTrainError("one"))
+    runtime.leave_result(tmp_path, 0, None)
+    assert runtime.results(tmp_path) == [(0, ""), (1, "error: one")]
+    assert runtime.results(tmp_path) == []
+
+
+@pytest.mark.parametrize(("variables", "inside"), [({"RANK": "0", "WORLD_SIZE": "2"}, True), ({"RANK": "0"}, False), ({}, False)])
+def test_a_process_knows_whether_a_launcher_started_it(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], inside: bool) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.in_worker() is inside
