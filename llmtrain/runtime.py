@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import gc
 import json
 import logging
 import os
@@ -214,7 +215,6 @@ def start(settings: Settings, width: int | None = None) -> Runtime:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     threads = decide_threads(settings.threads, world)
     torch.set_num_threads(threads)
-    keep_memory()
     device = decide_device(settings.device)
     enough_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     precision, why = decide_precision(settings.precision, device, width)
@@ -346,14 +346,17 @@ def device_name(device: str) -> str:
 def keep_memory() -> bool:
     """Tell glibc's allocator to keep the large blocks that every step frees and asks for again.
 
-    By default each is returned to the system and its pages are cleared anew. Does nothing elsewhere than on glibc, or
-    where the environment says LLMTRAIN_ALLOCATOR=system (scripts/benchmark compares).
+    By default each is returned to the system and its pages are cleared anew. Called when training begins: what was
+    used before it is given back first. Does nothing elsewhere than on glibc, or where the environment says
+    LLMTRAIN_ALLOCATOR=system (scripts/benchmark compares).
     """
     if not sys.platform.startswith("linux") or os.environ.get("LLMTRAIN_ALLOCATOR") == "system":
         return False
     m_trim_threshold, m_mmap_threshold = -1, -3
     try:
         libc = ctypes.CDLL("libc.so.6")
+        gc.collect()
+        libc.malloc_trim(0)
         return bool(libc.mallopt(m_mmap_threshold, 1 << 30)) and bool(libc.mallopt(m_trim_threshold, 2**31 - 1))
     except (OSError, AttributeError):
         return False

@@ -26,7 +26,7 @@ from llmtrain.errors import ConfigError, NonFiniteError, Stopped, require
 from llmtrain.finetune.base import Phase
 from llmtrain.objective.base import Batch, Direction, Draw, Objective, Totals
 from llmtrain.optimizer import Optimizer, load_state, set_lr, state_by_name
-from llmtrain.runtime import Runtime
+from llmtrain.runtime import Runtime, keep_memory
 from llmtrain.schedule.base import Progress, Schedule
 from llmtrain.seeding import key
 from llmtrain.state import SIGNAL, RunState
@@ -212,6 +212,7 @@ class Trainer:
             Stopped: a signal came; a checkpoint was saved.
         """
         self._restore()
+        keep_memory()
         self._tell("on_start")
         self.runtime.console.print(f"resumed from step {self.state.step}" if self.resume else "starting from step 0")
         try:

@@ -14,6 +14,7 @@ import llmtrain
 from llmtrain import cli
 from llmtrain.cli import VERBS, main
 from llmtrain.errors import Interrupted, NonFiniteError
+from tests.conftest import TINY
 
 HEAVY = {"torch", "transformers", "datasets", "pyarrow", "pandas", "accelerate", "matplotlib"}
 ASK = "import json, sys; from llmtrain.cli import main; code = main({arguments!r}); print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)"
@@ -154,3 +155,24 @@ def test_debug_shows_the_traceback_and_keeps_the_code(capsys: pytest.CaptureFixt
     said = capsys.readouterr().err
     assert "Traceback" in said
     assert "error: seed=-1" in said
+
+
+def test_a34_a_run_without_anything_to_evaluate_on_is_a_data_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.txt").write_text("one document only")
+    base = [o for o in TINY if not o.startswith("data=")]
+    assert main(["pretrain", *base, "data=text", f"data.train={tmp_path / 'one.txt'}", f"output_dir={tmp_path / 'run'}"]) == 3
+    assert "split is empty" in capsys.readouterr().err
+
+
+def test_a_run_starts_with_its_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tmp_path / "mine" / "experiment" / "mine.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text("# @package _global_\ndefaults:\n  - override /schedule: cosine\nschedule:\n  final_fraction: 0.5\n")
+    monkeypatch.setattr("llmtrain.command.train.run", lambda config, verb, folder: None)
+    given = ["--config-dir", str(tmp_path / "mine"), "experiment=mine", "schedule=constant", "distributed.timeout_s=9"]
+    assert main(["pretrain", *TINY, *given, f"output_dir={tmp_path / 'run'}"]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: schedule.final_fraction=0.5 of the experiment is dropped: schedule=constant has no such setting",
+        "note: distributed.timeout_s has no effect: there is one process",
+    ]

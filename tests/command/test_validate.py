@@ -40,7 +40,7 @@ def test_a_config_without_faults_is_ticked_off_and_nothing_is_written(capsys: py
     ("overrides", "code", "ticks"),
     [
         pytest.param(["optimizer.lr=-1"], 2, 0, id="a setting"),
-        pytest.param(["data.max_length=512"], 2, 0, id="model and objective"),
+        pytest.param(["data.max_length=5120"], 2, 0, id="model and objective"),
         pytest.param(["resume=must"], 4, 1, id="folder"),
         pytest.param(["device=cuda"], 6, 3, id="A24"),
         pytest.param(["precision=bf16", "device=cpu"], 6, 3, id="A23"),
@@ -62,8 +62,8 @@ def test_the_first_fault_ends_it_with_its_own_code(
 
 
 def test_what_it_refuses_is_what_a_run_refuses(capsys: pytest.CaptureFixture[str], empty: Path) -> None:
-    *_, by_validate = validate(capsys, *TINY, "data.max_length=512")
-    assert main(["pretrain", *TINY, "data.max_length=512"]) == 2
+    *_, by_validate = validate(capsys, *TINY, "data.max_length=5120")
+    assert main(["pretrain", *TINY, "data.max_length=5120"]) == 2
     assert capsys.readouterr().err == by_validate
     assert list(empty.iterdir()) == []
 
