@@ -170,6 +170,8 @@ def compose(verb: str, overrides: list[str], user_dir: Path | None = None, secti
     user_dir = user_dir and user_dir.expanduser().resolve()
     notes = _check_user_dir(user_dir)
     parsed = parse(overrides)
+    for override in parsed:
+        refuse_targets({override.key_or_group.rpartition(".")[2]: override.value()}, "an override")
     own = groups_of(verb, user_dir)
     chosen = _choices(parsed, own, groups(user_dir))
     config, used = _hydra(verb, chosen, user_dir)
@@ -177,7 +179,7 @@ def compose(verb: str, overrides: list[str], user_dir: Path | None = None, secti
         if name not in chosen:
             OmegaConf.update(config, name, section, merge=False)
     preset = _preset(chosen.get("experiment"), user_dir)
-    _sources = _Sources(_used_files(verb, used, user_dir), {o.key_or_group for o in parsed}, list(_leaves(OmegaConf.to_container(config, resolve=False))))
+    _sources = _Sources(_used_files(verb, used, user_dir), {o.key_or_group for o in parsed} - own, list(_leaves(OmegaConf.to_container(config, resolve=False))))
     if "experiment" in config:
         path = find_yaml(f"experiment/{chosen.get('experiment')}", user_dir)
         raise ConfigError(f"{path}: its keys would stand below a key `experiment`", fix="make `# @package _global_` its first line")
@@ -185,7 +187,6 @@ def compose(verb: str, overrides: list[str], user_dir: Path | None = None, secti
     _drop_settings_of_another_kind(composed, chosen, preset, user_dir)
     _budget(config, preset.get("trainer"), "the experiment")
     for override in parsed:
-        refuse_targets({override.key_or_group.rpartition(".")[2]: override.value()}, "an override")
         if override.key_or_group == "experiment" and "experiment" in own:
             continue
         if override.key_or_group not in chosen:

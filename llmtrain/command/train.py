@@ -46,7 +46,8 @@ log = logging.getLogger("llmtrain")
 # Keys that a resume may change: they say how long and how often, not what is learned.
 FREE = (
     "name", "output_dir", "resume", "devices", "threads", "distributed", "callback", "evaluation", "checkpoint", "data.num_workers",
-    "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.log_every_steps", "trainer.micro_batch_size", "derived.total_steps", "derived.total_tokens",
+    "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.log_every_steps", "trainer.micro_batch_size",
+    "derived.total_steps", "derived.total_tokens",
 )  # fmt: skip
 # Of these, the ones that change the bits all the same.
 BITS = ("devices", "threads", "trainer.micro_batch_size", "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens")

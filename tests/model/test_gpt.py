@@ -323,7 +323,7 @@ def test_c19_a_family_that_cannot_keep_documents_apart_is_refused_before_the_fir
 
 def test_c19_and_before_that_where_the_config_tells(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "model=gpt1", "objective.document_attention=true"]) == 2
-    assert "attends across the documents" in capsys.readouterr().err
+    assert "this model attends across the documents" in capsys.readouterr().err
 
 
 def test_asking_whether_documents_are_kept_apart_leaves_the_mode_of_every_module() -> None:
