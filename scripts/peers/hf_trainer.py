@@ -1,6 +1,6 @@
 """One run of Hugging Face's Trainer for scripts/benchmark: prints a line of JSON.
 
-python scripts/peers/hf_trainer.py BLOCKS.npy STEPS VOCABULARY fp32|bf16 OUTPUT
+python scripts/peers/hf_trainer.py BLOCKS.npy STEPS VOCABULARY fp32|bf16 OUTPUT [gelu_new|gelu_pytorch_tanh]
 """
 
 import json
@@ -40,21 +40,10 @@ class Clock(TrainerCallback):
         self.ends.append(time.time())
 
 
-def main(blocks: str, steps: str, vocabulary: str, precision: str, output: str) -> None:
+def main(blocks: str, steps: str, vocabulary: str, precision: str, output: str, activation: str = "gelu_new") -> None:
     torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=int(vocabulary),
-        n_positions=256,
-        n_embd=384,
-        n_layer=6,
-        n_head=6,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        use_cache=False,
-    )
+    shape = {"vocab_size": int(vocabulary), "n_positions": 256, "n_embd": 384, "n_layer": 6, "n_head": 6, "bos_token_id": 0, "eos_token_id": 0}
+    config = GPT2Config(**shape, activation_function=activation, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
     model = GPT2LMHeadModel(config)
     settings = yaml.safe_load((Path(__file__).parent / "hf_trainer.yaml").read_text())
     arguments = TrainingArguments(output_dir=output, max_steps=int(steps), bf16=precision == "bf16", **settings)
