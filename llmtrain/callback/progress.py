@@ -53,8 +53,7 @@ class Progress(Callback):
     def on_evaluate(self, run: Run, state: RunState, metrics: dict[str, float]) -> None:
         if run.runtime.main:
             numbers = " · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items())
-            best = " (best)" if state.best_step == state.step else ""
-            run.runtime.console.print(f"step {state.step:>{len(str(run.total_steps))}}/{run.total_steps}  held out: {numbers}{best}")
+            run.runtime.console.print(f"step {state.step:>{len(str(run.total_steps))}}/{run.total_steps}  held out: {numbers}")
 
     def on_save(self, run: Run, state: RunState, path: Path) -> None: ...
 
