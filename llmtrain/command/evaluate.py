@@ -121,9 +121,10 @@ def _report(model: Model, objective: Objective, data: Data, settings: Settings, 
         totals, references = _evaluate(machine, model, objective, data, settings)
     numbers = {**objective.metrics(totals), **references}
     counts = {f"{term}_targets": int(count) for term, count in totals.counts.items()}
-    table = Table(title=f"{name}: {settings.split}", title_justify="left", show_header=False)
+    table = Table(show_header=False)
     for label, value in {**numbers, **counts}.items():
         table.add_row(label.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.6g}")
+    machine.console.print(f"{name}, {settings.split} split:", soft_wrap=True)
     machine.console.print(table)
     if settings.output is not None:
         files.write(Path(settings.output), json.dumps({"model": name, "split": settings.split, **numbers, **counts}, indent=2).encode())
