@@ -103,7 +103,7 @@ auto, fp32, bf16, fp16 = Precision
         (auto, "mps", False, 4096, fp32),
         (auto, "cpu", False, 4096, fp32),
         (auto, "cpu", True, 4096, bf16),
-        (auto, "cpu", True, 64, fp32),
+        (auto, "cpu", True, 63, fp32),
         (auto, "cpu", True, None, bf16),
         (fp32, "cuda", True, 64, fp32),
         (fp32, "cpu", True, 4096, fp32),
