@@ -20,9 +20,10 @@ from llmtrain.errors import ConfigError, Interrupted, LLMTrainError, shown
 
 # Each verb with what it does and the module in command/ that does it.
 VERBS = {
-    "pretrain": ("train a GPT on text, from random numbers or on from weights", "pretrain"),
+    "pretrain": ("train a GPT or a BERT on text, from random numbers or on from weights", "pretrain"),
     "evaluate": ("perplexity and bits per byte of a model on a split", "evaluate"),
     "generate": ("let a model write", "generate"),
+    "predict": ("fill in [MASK] in a sentence", "predict"),
     "validate": ("check a config without running it", "validate"),
 }
 
@@ -43,6 +44,7 @@ options:
 start here:
   llmtrain pretrain                                   a small GPT learns from the text of your Python's documentation
   llmtrain pretrain data=text data.train=book.txt     the same on your own text
+  llmtrain pretrain model=bert_mini objective=bert    a small BERT learns to fill in words and to tell the order
   llmtrain generate prompt='Once upon a time'         let the newest model write"""
 
 

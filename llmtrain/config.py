@@ -42,7 +42,7 @@ from llmtrain.errors import ConfigError, SettingError, shown
 T = TypeVar("T")
 
 BUDGETS = ("max_steps", "max_epochs", "max_tokens")
-LITERAL = ("prompt",)  # keys whose value is taken as typed: a prompt holds commas, brackets and quotes
+LITERAL = ("prompt", "text", "second")  # keys whose value is taken as typed: it holds commas, brackets and quotes
 SECRET = re.compile(r"(^|[._])(\w*_)?(token|password|secret|api_?key)$", re.IGNORECASE)
 NODES = 100_000  # of one YAML file, aliases replaced by what they stand for
 # Names that people bring from elsewhere, and what they are called here.
@@ -84,6 +84,7 @@ ELSEWHERE = {
     "output": "output_dir",
     "torch_compile": "trainer.compile",
     "activation_checkpointing": "trainer.gradient_checkpointing",
+    "mlm_probability": "objective.probability",
     "n_layer": "model.num_hidden_layers",
     "n_head": "model.num_attention_heads",
     "n_embd": "model.hidden_size",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmtrain.errors import DeviceError
+from llmtrain.model.base import Head, auto_class
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,13 +26,12 @@ class Estimate:
         return self.parameters * TRAINING_BYTES
 
 
-def estimate(config: PretrainedConfig) -> Estimate:
-    """Count the parameters of a causal language model of this config."""
+def estimate(config: PretrainedConfig, head: Head = Head.next_token) -> Estimate:
+    """Count the parameters of a model of this config with this head."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = auto_class(head).from_config(config, dtype=torch.float32)
     return Estimate(sum(p.numel() for p in model.parameters()))
 
 
@@ -46,13 +46,13 @@ def available_bytes(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def refuse_too_large(config: PretrainedConfig, device: str) -> Estimate:
+def refuse_too_large(config: PretrainedConfig, device: str, head: Head = Head.next_token) -> Estimate:
     """The estimate, before anything is allocated.
 
     Raises:
         DeviceError: weights, gradients and optimizer alone need more than is free.
     """
-    needed, free = estimate(config), available_bytes(device)
+    needed, free = estimate(config, head), available_bytes(device)
     if needed.training_bytes > free:
         raise DeviceError(
             f"the model has {needed.parameters:,} parameters: "

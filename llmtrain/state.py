@@ -18,8 +18,8 @@ class RunState:
         micro_step: forward passes done by each process.
         tokens: input tokens done, over all processes.
         samples: sequences done, over all processes.
-        phase: index of the phase.
-        phase_step: updates done in the phase.
+        phase: index of the stretch of training in which neither what moves nor the examples change.
+        phase_step: updates done in it.
         seconds: spent in updates, over all sessions of the run (evaluation and saving not counted).
         evaluation_seconds: spent in evaluations.
         evaluations: how many there were.

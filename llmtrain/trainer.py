@@ -8,11 +8,12 @@ any forward pass, a learner gives sums, and the division happens here, once for 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from llmtrain.data.loader import Order
+    from llmtrain.data.tokenizer import Vocabulary
 
 log = logging.getLogger("llmtrain")
 
@@ -119,12 +121,15 @@ class Evaluation:
 # --- evaluation ---------------------------------------------------------------------------------------------------
 
 
-def collate(objective: Objective, seed: int, examples: list[dict[str, Any]], epoch: int | str) -> Batch:
+Call = Callable[[Batch], dict[str, "torch.Tensor"]]
+
+
+def collate(objective: Objective, seed: int, vocabulary: Vocabulary, examples: list[dict[str, Any]], epoch: int | str) -> Batch:
     """A batch for an epoch or for "eval". A plain function, so that workers can be given it."""
-    return objective.collate(examples, Draw(seed, epoch))  # type: ignore[arg-type]
+    return objective.collate(examples, Draw(seed, epoch), vocabulary)  # type: ignore[arg-type]
 
 
-def evaluate(call: Callable[[Batch], dict[str, torch.Tensor]], objective: Objective, examples: Dataset, runtime: Runtime, batch_size: int) -> Totals:
+def evaluate(call: Call, objective: Objective, examples: Dataset, vocabulary: Vocabulary, runtime: Runtime, batch_size: int) -> Totals:
     """Sums, counts and sizes over `examples`, each row exactly once on any number of processes.
 
     The draws are fixed, the rows stand in their own order, and no global random number is used: it gives the same
@@ -140,14 +145,18 @@ def evaluate(call: Callable[[Batch], dict[str, torch.Tensor]], objective: Object
     requests = iter([[(-1, sample, real) for sample in samples] for samples, real in mine])
     totals = Totals()
     with torch.no_grad():
-        for batch in load(examples, requests, partial(collate, objective, 0), num_workers=0, seed=0):
-            sums = call(batch.to(runtime.accelerator.device))
-            for into, values in ((totals.sums, sums), (totals.counts, batch.counts), (totals.sizes, batch.sizes)):
-                for name, value in values.items():
-                    into[name] = into.get(name, 0.0) + float(value)
+        for batch in load(examples, requests, partial(collate, objective, 0, vocabulary), num_workers=0, seed=0):
+            add(totals, batch, call(batch.to(runtime.accelerator.device)))
             if runtime.signalled.is_set() and runtime.world == 1:
                 break  # the loop stops at once; this evaluation is repeated after the resume
     return _over_processes(totals, runtime)
+
+
+def add(totals: Totals, batch: Batch, sums: dict[str, torch.Tensor]) -> None:
+    """Add what a batch gave."""
+    for into, values in ((totals.sums, sums), (totals.counts, batch.counts), (totals.sizes, batch.sizes)):
+        for name, value in values.items():
+            into[name] = into.get(name, 0.0) + float(value)
 
 
 def _by_length(examples: Dataset) -> list[int]:
@@ -166,11 +175,52 @@ def _over_processes(totals: Totals, runtime: Runtime) -> Totals:
 # --- training -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training on one set of examples: sequences of 128 tokens first, say, then of 512.
+
+    Attributes:
+        until: share of the whole budget at which it ends; the last stage ends at 1.
+        train: its examples.
+        order: of these examples.
+    """
+
+    until: float
+    train: Dataset
+    order: Order
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A stretch of training in which neither the trainable set nor the examples change.
+
+    Attributes:
+        last: the update at which it ends.
+    """
+
+    last: int
+    phase: Phase
+    stage: Stage
+
+
+def legs(phases: Sequence[Phase], stages: Sequence[Stage], total: int) -> list[Leg]:
+    """Phases and stages laid over each other. Each leg draws an order of its own."""
+    ends = sorted({part.until for part in (*phases, *stages)})
+    found = []
+    for number, end in enumerate(ends):
+        phase, stage = (next(part for part in parts if part.until >= end) for parts in (phases, stages))
+        stage = replace(stage, order=replace(stage.order, phase=number))
+        found.append(Leg(total if end == ends[-1] else round(end * total), phase, stage))
+    return found
+
+
 @dataclass
 class Trainer:
     """Everything a run needs, already built. `fit` runs it.
 
     Attributes:
+        phases: what may change, until when.
+        stages: the examples, until when.
         base: the weights that the run started from, which checkpoints then leave out.
         resume: the checkpoint to go on from.
     """
@@ -183,9 +233,9 @@ class Trainer:
     model: PreTrainedModel
     objective: Objective
     phases: list[Phase]
-    train: Dataset
+    stages: list[Stage]
     validation: Dataset | None
-    order: Order
+    vocabulary: Vocabulary
     runtime: Runtime
     callbacks: list[Callback]
     folder: Path
@@ -198,7 +248,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.state = RunState()
         self.total_steps = self._total_steps()
-        self.total_tokens = self.order.tokens(self.total_steps)
+        self.legs = legs(self.phases, self.stages, self.total_steps)
+        self.total_tokens = self._tokens(self.total_steps)
         self.micro_size = self.settings.micro_size(self.runtime.world)
         self.last_metrics: dict[str, float] = {}
         self._moments: Mapping[str, Mapping[str, torch.Tensor]] = {}
@@ -216,8 +267,8 @@ class Trainer:
         self._tell("on_start")
         self.runtime.console.print(f"resumed from step {self.state.step}" if self.resume else "starting from step 0")
         try:
-            for index in range(self.state.phase, len(self.phases)):
-                self._fit_phase(index)
+            for index in range(self.state.phase, len(self.legs)):
+                self._fit_leg(index)
                 if self.state.stop:
                     break
         finally:
@@ -229,23 +280,29 @@ class Trainer:
             )
         return self.state
 
-    # --- one phase
+    # --- one leg
 
-    def _fit_phase(self, index: int) -> None:
-        """Build wrapper and optimizer for the phase's trainable set, and run its updates."""
-        phase, state = self.phases[index], self.state
+    def _fit_leg(self, index: int) -> None:
+        """Build wrapper and optimizer for the leg's trainable set, and run its updates."""
+        leg, state = self.legs[index], self.state
         if index != state.phase:
             state.phase, state.phase_step = index, 0
-        last = self.total_steps if index + 1 == len(self.phases) else round(phase.until * self.total_steps)
-        self._call, self._adamw = self._prepare(phase)
+            self._announce(index)
+        self._call, self._adamw = self._prepare(leg.phase)
         if self._evaluation_due():  # a signal cut it short before this resume
             self._boundary()
-        batches = self._batches(index, last - state.step)
-        while state.step < last and not state.stop:
+        batches = self._batches(leg.stage, leg.last - state.step)
+        while state.step < leg.last and not state.stop:
             began = time.perf_counter()
             step = self._update(next(batches))
             self._after(step, time.perf_counter() - began)
         self._moments = state_by_name(self._inner(self._adamw))
+
+    def _announce(self, index: int) -> None:
+        before, now = self.legs[index - 1].stage, self.legs[index].stage
+        if before.until != now.until:
+            longest = int(now.order.lengths.max())
+            self.runtime.console.print(f"step {self.state.step}: from here on sequences of up to {longest} tokens")
 
     def _prepare(self, phase: Phase) -> tuple[Callable[[Batch], dict[str, torch.Tensor]], Any]:
         """The learner as it is called, and the optimizer as it is stepped: wrapped by Accelerate."""
@@ -266,24 +323,23 @@ class Trainer:
         set_modes(self.model)
         return torch.compile(call) if self.settings.compile else call, prepared
 
-    def _batches(self, phase: int, updates: int) -> Iterator[list[Batch]]:
+    def _batches(self, stage: Stage, updates: int) -> Iterator[list[Batch]]:
         """This process's micro-batches of each update, from where the state stands."""
         from llmtrain.data.loader import load, micro_batches
 
         rank, world, size = self.runtime.rank, self.runtime.world, self.micro_size
-        order = replace(self.order, phase=phase)
         sizes: list[int] = []
 
         def requests() -> Iterator[list[tuple[int, int, bool]]]:
-            for (epoch, batch), _ in zip(order.updates(self.state.phase_step), range(updates), strict=False):
+            for (epoch, batch), _ in zip(stage.order.updates(self.state.phase_step), range(updates), strict=False):
                 micro = micro_batches(batch, rank, world, size)
                 sizes.append(len(micro))
                 yield from ([(epoch, sample, real) for sample in samples] for samples, real in micro)
 
         loader = load(
-            self.train,
+            stage.train,
             requests(),
-            partial(collate, self.objective, self.seed),
+            partial(collate, self.objective, self.seed, self.vocabulary),
             num_workers=self.num_workers,
             seed=self.seed,
             pin_memory=self.runtime.device == "cuda",
@@ -407,7 +463,7 @@ class Trainer:
         state, began = self.state, time.perf_counter()
         self.model.eval()
         size = self.evaluation.batch_size or self.micro_size
-        totals = evaluate(self._call, self.objective, self.validation, self.runtime, size)
+        totals = evaluate(self._call, self.objective, self.validation, self.vocabulary, self.runtime, size)
         set_modes(self.model)
         if self._signalled():
             return  # it may have ended early; after the resume it is done again
@@ -453,9 +509,22 @@ class Trainer:
     # --- small things
 
     def _total_steps(self) -> int:
-        if self.settings.max_steps is not None:
-            return self.settings.max_steps
-        return self.order.steps(epochs=self.settings.max_epochs, tokens=self.settings.max_tokens)
+        """Updates of the budget. An epoch of several stages is a pass over each in proportion to its share."""
+        given, order = self.settings, self.stages[0].order
+        if given.max_steps is not None:
+            return given.max_steps
+        if len(self.phases) == len(self.stages) == 1:
+            return order.steps(epochs=given.max_epochs, tokens=given.max_tokens)
+        if given.max_epochs is not None:
+            shares = zip([0.0, *(s.until for s in self.stages)], self.stages, strict=False)
+            return max(1, round(given.max_epochs / sum((s.until - begin) / s.order.per_epoch for begin, s in shares)))
+        assert given.max_tokens is not None
+        return 1 + bisect.bisect_left(range(1, given.max_tokens + 1), given.max_tokens, key=self._tokens)
+
+    def _tokens(self, total: int) -> int:
+        """Input tokens of a run of `total` updates."""
+        parts = legs(self.phases, self.stages, total)
+        return sum(leg.stage.order.tokens(leg.last - begin) for begin, leg in zip([0, *(leg.last for leg in parts)], parts, strict=False))
 
     def _inner(self, optimizer: Any) -> torch.optim.Optimizer:
         """Accelerate's wrapper around the optimizer taken off."""

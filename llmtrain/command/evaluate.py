@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,14 +13,19 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from llmtrain import files, runtime
+from llmtrain.command import train
 from llmtrain.config import Composed, build, parse, read_yaml
 from llmtrain.data.base import SPLITS, Data
 from llmtrain.errors import CheckpointError, ConfigError, DataError, require
 from llmtrain.model.base import Model
-from llmtrain.objective.base import Objective
+from llmtrain.objective.base import Objective, Totals
 
 if TYPE_CHECKING:
-    from llmtrain.objective.base import Totals
+    import torch
+    from datasets import Dataset
+
+    from llmtrain.data.tokenizer import Vocabulary
+    from llmtrain.objective.base import Batch
 
 INHERITED = ("data", "objective")
 
@@ -38,6 +45,7 @@ class Settings:
         split: train, validation or test.
         batch_size: sequences of a forward pass.
         max_samples: sequences to use, the first of the split; null: all.
+        pseudo_tokens: tokens that a masked LM is asked one by one, the same ones every time; null: all; 0: none.
         output: a JSON file for the numbers; null: only the terminal.
         tokenizer: which one reads the text.
     """
@@ -45,6 +53,7 @@ class Settings:
     split: str
     batch_size: int
     max_samples: int | None
+    pseudo_tokens: int | None
     output: str | None
     device: str
     threads: str
@@ -55,6 +64,7 @@ class Settings:
         require(self.split in SPLITS, "split", self.split, ", ".join(SPLITS))
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.max_samples is None or self.max_samples >= 1, "max_samples", self.max_samples, "1 or more, or null")
+        require(self.pseudo_tokens is None or self.pseudo_tokens >= 0, "pseudo_tokens", self.pseudo_tokens, "0 or more, or null")
         runtime.single(self.device, self.threads, self.precision)  # checks these three
 
 
@@ -72,10 +82,7 @@ def command(composed: Composed, overrides: list[str]) -> int:
     model, objective, data = build(config.model, Model, "model"), build(config.objective, Objective, "objective"), build(config.data, Data, "data")
     if model.tokenizer_path is None:
         raise ConfigError("evaluate needs weights that exist", fix="model=checkpoint model.checkpoint=FOLDER")
-    if objective.attention is not None and model.attention is not objective.attention:
-        raise ConfigError(
-            f"the objective asks for a {objective.attention.value} model, this one is {model.attention.value}", allowed="next_token with causal models"
-        )
+    train.refuse_wrong_pair(model, objective)
     if model.positions is not None and data.max_length > model.positions:
         raise ConfigError(f"data.max_length={data.max_length}: the model reads at most {model.positions} positions", fix=f"data.max_length={model.positions}")
     for line in without_effect(objective, data, composed.given):
@@ -118,8 +125,8 @@ def _report(model: Model, objective: Objective, data: Data, settings: Settings, 
 
     machine = runtime.start(runtime.single(settings.device, settings.threads, settings.precision), model.width)
     with runtime.logging_to(machine, None):
-        totals, references = _evaluate(machine, model, objective, data, settings)
-    numbers = {**objective.metrics(totals), **references}
+        totals, further = _evaluate(machine, model, objective, data, settings)
+    numbers = {**objective.metrics(totals), **further}
     counts = {f"{term}_targets": int(count) for term, count in totals.counts.items()}
     table = Table(show_header=False)
     for label, value in {**numbers, **counts}.items():
@@ -130,19 +137,49 @@ def _report(model: Model, objective: Objective, data: Data, settings: Settings, 
         files.write(Path(settings.output), json.dumps({"model": name, "split": settings.split, **numbers, **counts}, indent=2).encode())
 
 
-def _evaluate(machine: runtime.Runtime, model: Model, objective: Objective, data: Data, settings: Settings) -> tuple[Totals, dict[str, float]]:
+def _evaluate(machine: runtime.Runtime, model: Model, objective: Objective, data: Data, settings: Settings) -> tuple[Totals, dict[str, Any]]:
+    """Totals over the split; the pseudo-perplexity and the references."""
     from llmtrain.data import tokenizer as tokens
     from llmtrain.objective.learner import Learner
     from llmtrain.trainer import evaluate
 
-    tokenizer = tokens.load(settings.tokenizer.path or str(model.tokenizer_path))
+    path = settings.tokenizer.path or str(model.tokenizer_path)
+    tokenizer = tokens.load(path)
+    train.refuse_lacking(tokenizer, objective, path)
+    vocabulary = tokens.vocabulary(tokenizer)
     rows = data.split(settings.split)
     machine.console.print(data.summary(), markup=False)
     examples = objective.examples(rows, tokenizer, data.max_length)
+    for line in objective.notes(examples):
+        machine.console.print(line)
     if not len(examples):
         raise DataError(f"the {settings.split} split is empty", allowed=", ".join(SPLITS))
     if settings.max_samples is not None:
         examples = examples.select(range(min(settings.max_samples, len(examples))))
     learner = Learner(model.load(tokenizer, objective.head, resize=False), objective).eval()
     call = machine.accelerator.prepare_model(learner, evaluation_mode=True)
-    return evaluate(partial(call), objective, examples, machine, settings.batch_size), objective.references(examples)
+    totals = evaluate(partial(call), objective, examples, vocabulary, machine, settings.batch_size)
+    pseudo = _pseudo_perplexity(partial(call), objective, examples, vocabulary, machine, settings)
+    return totals, {**pseudo, **objective.references(examples, vocabulary)}
+
+
+def _pseudo_perplexity(
+    call: Callable[[Batch], dict[str, torch.Tensor]],
+    objective: Objective,
+    examples: Dataset,
+    vocabulary: Vocabulary,
+    machine: runtime.Runtime,
+    settings: Settings,
+) -> dict[str, Any]:
+    """exp of the mean loss of tokens that are hidden one at a time (Salazar et al. 2020, arXiv 1910.14659, section 2.3)."""
+    import torch
+
+    from llmtrain.trainer import add
+
+    totals = Totals()
+    with torch.no_grad():
+        for batch in objective.one_by_one(examples, vocabulary, settings.pseudo_tokens, settings.batch_size) if settings.pseudo_tokens != 0 else ():
+            add(totals, batch, call(batch.to(machine.accelerator.device)))
+    if not totals.counts:
+        return {}
+    return {"pseudo_perplexity": math.exp(min(totals.mean("masked_lm"), 700)), "pseudo_perplexity_tokens": int(totals.counts["masked_lm"])}

@@ -11,7 +11,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,22 +23,23 @@ from llmtrain import checkpoint, files, runtime
 from llmtrain.callback.base import Callback
 from llmtrain.config import Composed, build, check_keys
 from llmtrain.data.base import Data
-from llmtrain.data.tokenizer import TokenizerSettings
+from llmtrain.data.tokenizer import TOKENS, TRAINED, TokenizerSettings
 from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError, Stopped, printable
 from llmtrain.finetune.base import Finetune
-from llmtrain.model.base import Model, no_separation
+from llmtrain.model.base import Attention, Head, Model, no_separation
 from llmtrain.objective.base import Objective
 from llmtrain.optimizer import Optimizer
 from llmtrain.runtime import Runtime
 from llmtrain.schedule.base import Schedule
 from llmtrain.seeding import key
 from llmtrain.state import RunState
-from llmtrain.trainer import Evaluation, Settings as TrainerSettings, Trainer
+from llmtrain.trainer import Evaluation, Settings as TrainerSettings, Stage, Trainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from llmtrain.data.tokenizer import Vocabulary
     from llmtrain.model.anatomy import Anatomy
 
 log = logging.getLogger("llmtrain")
@@ -106,19 +107,22 @@ def check(parts: Parts) -> None:
     if parts.evaluation.best_metric not in metrics:
         raise ConfigError(f"evaluation.best_metric={parts.evaluation.best_metric}: the objective has no such metric", allowed=", ".join(metrics))
     parts.trainer.micro_size(parts.runtime.processes)
+    if parts.tokenizer.path is None and parts.model.tokenizer_path is None:  # else the tokenizer is loaded, and asked then
+        trained = parts.tokenizer.trained(parts.model.tokenizer_algorithm)
+        lacking = [TOKENS[name] for name in parts.objective.tokens if name not in TRAINED[trained]]
+        if lacking and fit_each_other(parts):
+            raise ConfigError(
+                f"tokenizer.algorithm={trained} makes no {' and no '.join(lacking)} token, which the objective needs",
+                allowed=", ".join(a for a, made in TRAINED.items() if made.issuperset(parts.objective.tokens)),
+            )
     if parts.model.tokenizer_path is None:  # else it takes the config of the weights, which is read later
         fits(parts)
 
 
 def fits(parts: Parts) -> None:
     """Whether the model can answer the objective, on sequences of this length."""
-    limit, wanted = parts.model.positions, parts.objective.attention
-    if wanted is not None and parts.model.attention is not wanted:
-        raise ConfigError(
-            f"the objective asks for a {wanted.value} model, this one is {parts.model.attention.value}",
-            allowed="next_token with causal models (GPT, Llama, …)",
-            fix="another objective, or another model",
-        )
+    limit = parts.model.positions
+    refuse_wrong_pair(parts.model, parts.objective)
     if parts.objective.separates and parts.model.separates is False:
         raise no_separation("this model")
     if limit is not None and parts.data.max_length > limit:
@@ -126,6 +130,28 @@ def fits(parts: Parts) -> None:
             f"data.max_length={parts.data.max_length}: the model reads at most {limit} positions",
             fix=f"data.max_length={limit}, or a larger model.max_position_embeddings",
         )
+
+
+PAIRS = "objective=next_token with causal models (GPT, Llama, …); masked_lm with bidirectional ones; sentence_order and bert with BERT's relatives"
+
+
+def fit_each_other(parts: Parts) -> bool:
+    return parts.objective.attention in (None, parts.model.attention)
+
+
+def refuse_wrong_pair(model: Model, objective: Objective) -> None:
+    """Whether a model can answer an objective at all.
+
+    Raises:
+        ConfigError: with the table of pairs that go together.
+    """
+    wanted = objective.attention
+    if wanted is not None and model.attention is not wanted:
+        suits = {Attention.causal: "model=gpt_tiny, or objective=masked_lm", Attention.bidirectional: "model=bert_mini, or objective=next_token"}
+        raise ConfigError(f"the objective asks for a {wanted.value} model, this one is {model.attention.value}", allowed=PAIRS, fix=suits[wanted])
+    if not model.wears(objective.head):
+        what = {Head.sentence_order: "head for pairs of segments", Head.pretraining: "class with a masked-LM head and a head for pairs of segments"}
+        raise ConfigError(f"transformers has no {what.get(objective.head, 'language-model head')} for this model's family", allowed=PAIRS)
 
 
 def without_effect(parts: Parts, given: set[str]) -> list[str]:
@@ -235,14 +261,14 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
     machine = runtime.start(settings, built.model.width)
     with _recorded(machine, folder, verb) as record, runtime.logging_to(machine, folder), runtime.stopping_on_signals(machine.signalled):
         resume = machine.broadcast(find_resume(folder, settings) if machine.main else None)
-        tokenizer, train, validation = _data(built, machine, folder)
+        tokenizer, stages, validation = _data(built, machine, folder)
         model = _model(built, machine, tokenizer, settings.seed)
         anatomy = _anatomy(model, built.finetune)
         model = built.finetune.prepare(model, anatomy)
         phases = built.finetune.plan(anatomy)
         started = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(model).items()}
-        job = _trainer(built, machine, model, phases, train, validation, folder, resume)
-        resolved = _resolved(config, built, machine, job, tokenizer, train)
+        job = _trainer(built, machine, model, phases, stages, validation, tokenizer, folder, resume)
+        resolved = _resolved(config, built, machine, job, tokenizer)
         job.config = resolved
         _settle(machine, folder, stored, resolved, resume)
         if resume and _already_complete(machine, job, resume):
@@ -347,12 +373,16 @@ def _as_stored(settings: runtime.Settings, stored: dict[str, Any] | None) -> run
     return dataclasses.replace(settings, **changes)
 
 
-def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedTokenizerBase, Dataset, Dataset]:
-    """The tokenizer, and the examples of the two splits that training reads.
+def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedTokenizerBase, list[Stage], Dataset]:
+    """The tokenizer, the examples of each stage of training, and those that are held out.
 
     Raises:
         DataError: a split too small for one batch, or empty.
     """
+    import numpy as np
+
+    from llmtrain.data.loader import Order
+
     with machine.accelerator.main_process_first():
         rows = {name: built.data.split(name) for name in ("train", "validation")}
         if machine.main:
@@ -360,23 +390,61 @@ def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedToken
             for line in built.data.warnings():
                 log.warning("%s", line)
         tokenizer = _tokenizer(built, rows["train"], folder, machine)
-        examples = {name: built.objective.examples(split, tokenizer, built.data.max_length) for name, split in rows.items()}
-    sizes = {name: len(split) for name, split in examples.items()}
-    if sizes["train"] < built.trainer.batch_size:
+        validation = built.objective.examples(rows["validation"], tokenizer, built.data.max_length)
+        held_out = _keys(validation) | _test_keys(built, tokenizer)
+        stages = []
+        for until, length in built.data.lengths:
+            train = _without(built.objective.examples(rows["train"], tokenizer, length), held_out)
+            stages.append(Stage(until, train, Order(np.asarray(train.with_format("numpy")["length"]), built.trainer.batch_size, machine.settings.seed)))
+            for line in built.objective.notes(train):
+                log.info("training split, up to %d tokens: %s", length, line)
+    for stage, (_, length) in zip(stages, built.data.lengths, strict=True):
+        if len(stage.train) < built.trainer.batch_size:
+            raise DataError(
+                f"the training split has {len(stage.train)} sequences of up to {length} tokens, "
+                f"one update takes trainer.batch_size={built.trainer.batch_size} ({machine.world} devices){_noted(built, stage.train)}",
+                fix="more text, a smaller trainer.batch_size, or a smaller data.max_length",
+            )
+    if not len(validation):
         raise DataError(
-            f"the training split has {sizes['train']} sequences of up to {built.data.max_length} tokens, "
-            f"one update takes trainer.batch_size={built.trainer.batch_size} ({machine.world} devices)",
-            fix="more text, a smaller trainer.batch_size, or a smaller data.max_length",
-        )
-    if not sizes["validation"]:
-        raise DataError(
-            f"the validation split is empty ({sizes['train']} sequences in the training split)",
+            f"the validation split is empty ({len(stages[-1].train)} sequences in the training split){_noted(built, validation)}",
             fix="a larger data.validation_fraction, more documents, or data.validation=FILE",
         )
-    validation = examples["validation"]
     if built.evaluation.max_samples is not None:
         validation = validation.select(range(min(built.evaluation.max_samples, len(validation))))
-    return tokenizer, examples["train"], validation
+    return tokenizer, stages, validation
+
+
+def _noted(built: Parts, examples: Dataset) -> str:
+    return "".join(f"; {line}" for line in built.objective.notes(examples))
+
+
+# Objectives whose examples carry a key of their content want no example in two splits: documents may share passages.
+KEYS = ("key", "other_key")
+
+
+def _keys(examples: Dataset) -> set[int]:
+    return {key for name in KEYS if name in examples.column_names for key in examples[name]}
+
+
+def _test_keys(built: Parts, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    try:
+        rows = built.data.split("test")
+    except DataError:  # there is none
+        return set()
+    return _keys(built.objective.examples(rows, tokenizer, built.data.max_length))
+
+
+def _without(examples: Dataset, keys: set[int]) -> Dataset:
+    """The examples whose content stands in no other split."""
+    names = [name for name in KEYS if name in examples.column_names]
+    if not keys or not names:
+        return examples
+    kept = [i for i, row in enumerate(zip(*(examples[name] for name in names), strict=True)) if keys.isdisjoint(row)]
+    if len(kept) == len(examples):
+        return examples
+    log.info("%s training examples also stand in a held-out split and are dropped", f"{len(examples) - len(kept):,}")
+    return examples.select(kept)
 
 
 def _tokenizer(built: Parts, rows: Dataset, folder: Path, machine: Runtime) -> PreTrainedTokenizerBase:
@@ -389,17 +457,24 @@ def _tokenizer(built: Parts, rows: Dataset, folder: Path, machine: Runtime) -> P
     path = built.tokenizer.path or built.model.tokenizer_path
     if path is not None:
         tokenizer = tokens.load(path)
-        if tokenizer.eos_token_id is None:
-            raise ConfigError(f"the tokenizer of {path} has no end-of-text token", fix="another tokenizer.path")
+        refuse_lacking(tokenizer, built.objective, path)
         if tokenizer.pad_token_id is None:
-            log.info("the tokenizer has no padding token: padding is on the right, where a causal model never looks")
+            log.info("the tokenizer has no padding token: padding is on the right, where no model looks")
     else:
-        algorithm = built.tokenizer.algorithm.value
-        tokenizer = tokens.train(built.model.tokenizer_algorithm if algorithm == "auto" else algorithm, rows, built.tokenizer.vocab_size, log.info)
+        tokenizer = tokens.train(built.tokenizer.trained(built.model.tokenizer_algorithm), rows, built.tokenizer.vocab_size, log.info)
     if machine.main:
         with files.new_folder(own) as temporary:
             tokenizer.save_pretrained(temporary)
     return tokenizer
+
+
+def refuse_lacking(tokenizer: PreTrainedTokenizerBase, objective: Objective, path: str) -> None:
+    """Refuse a tokenizer without a token that the objective needs, such as the mask of a masked LM."""
+    from llmtrain.data import tokenizer as tokens
+
+    lacking = tokens.vocabulary(tokenizer).lacks(objective.tokens)
+    if lacking:
+        raise ConfigError(f"the tokenizer of {path} has no {' and no '.join(lacking)} token, which the objective needs", fix="another tokenizer.path, or another objective")
 
 
 def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -409,9 +484,9 @@ def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, s
     from llmtrain.estimate import refuse_too_large
     from llmtrain.model import forward
 
-    refuse_too_large(built.model.config(tokenizer), machine.device)
+    refuse_too_large(built.model.config(tokenizer), machine.device, built.objective.head)
     torch.manual_seed(key(seed, "init"))
-    model = built.model.load(tokenizer, built.objective.head, resize=built.tokenizer.resize)
+    model = built.model.load(tokenizer, built.objective.head, resize=built.tokenizer.resize, new_head=True)
     if machine.device == "cpu":
         forward.use_cpu_attention(model)
     if built.trainer.gradient_checkpointing:
@@ -436,13 +511,18 @@ def _anatomy(model: PreTrainedModel, mode: Finetune) -> Anatomy:
 
 
 def _trainer(
-    built: Parts, machine: Runtime, model: PreTrainedModel, phases: Any, train: Dataset, validation: Dataset, folder: Path, resume: Path | None
+    built: Parts,
+    machine: Runtime,
+    model: PreTrainedModel,
+    phases: Any,
+    stages: list[Stage],
+    validation: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    resume: Path | None,
 ) -> Trainer:
-    import numpy as np
+    from llmtrain.data import tokenizer as tokens
 
-    from llmtrain.data.loader import Order
-
-    lengths = np.asarray(train.with_format("numpy")["length"])
     return Trainer(
         settings=built.trainer,
         evaluation=built.evaluation,
@@ -452,9 +532,9 @@ def _trainer(
         model=model,
         objective=built.objective,
         phases=phases,
-        train=train,
+        stages=stages,
         validation=validation,
-        order=Order(lengths, built.trainer.batch_size, machine.settings.seed),
+        vocabulary=tokens.vocabulary(tokenizer),
         runtime=machine,
         callbacks=built.callbacks,
         folder=folder,
@@ -464,7 +544,7 @@ def _trainer(
     )
 
 
-def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrainedTokenizerBase, train: Dataset) -> dict[str, Any]:
+def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The config with every `auto` replaced, and what follows from it and the data."""
     from llmtrain.data import store, tokenizer as tokens
 
@@ -475,8 +555,8 @@ def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, 
     content["derived"] = {
         "total_steps": job.total_steps,
         "total_tokens": job.total_tokens,
-        "train_sequences": len(train),
-        "train_data": store.fingerprint(train),
+        "train_sequences": "+".join(str(len(stage.train)) for stage in job.stages) if len(job.stages) > 1 else len(job.stages[0].train),
+        "train_data": "+".join(store.fingerprint(stage.train) for stage in job.stages),
         "tokenizer": tokens.fingerprint(tokenizer),
         "vocabulary": len(tokenizer),
     }
@@ -536,19 +616,22 @@ def _panel(built: Parts, machine: Runtime, job: Trainer, model: PreTrainedModel,
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for n, p in model.named_parameters() if n in job.phases[0].trainable)
     tokens_per_step = job.total_tokens / job.total_steps
+    of = [f"{len(stage.train):,} sequences of up to {length} tokens" for stage, (_, length) in zip(job.stages, built.data.lengths, strict=True)]
+    lengths = f", from update {job.legs[0].last:,} on ".join(of)
     grid = Table.grid(padding=(0, 2))
     processes = f" × {machine.world} processes" if machine.world > 1 else ""
     rows = {
         "model": f"{type(model).__name__}, {anatomy.depth} blocks, {total:,} parameters",
         "trainable": f"{trainable:,} ({trainable / total:.1%})",
-        "data": f"{len(job.train):,} sequences of up to {built.data.max_length} tokens, {len(job.validation or []):,} held out",
+        "data": f"{lengths}, {len(job.validation or []):,} held out",
         "steps": f"{job.total_steps:,} updates of about {tokens_per_step:,.0f} tokens, {job.total_tokens:,} in all",
         "device": f"{machine.device}{processes}: {machine.device_name}, {machine.threads} threads",
         "precision": f"{machine.precision.name}: {machine.why}",
         "folder": str(folder),
     }
-    if job.order.grouped:
-        rows["padding"] = f"{job.order.padding():.1%}, with batches grouped by length"
+    if any(stage.order.grouped for stage in job.stages):
+        shares = [f"{stage.order.padding():.1%}" for stage in job.stages]
+        rows["padding"] = f"{' then '.join(shares)} of what is computed, with batches grouped by length"
     for name, value in rows.items():
         grid.add_row(name, value)
     machine.console.print(Panel(grid, title=f"llmtrain {llmtrain.__version__}", title_align="left", expand=False))
@@ -567,7 +650,7 @@ def _results(
         log.warning("frozen parameters moved: %s", ", ".join(moved_frozen[:3]))
     if still:
         log.warning("%d trainable tensors did not move: %s", len(still), ", ".join(still[:3]))
-    references = built.objective.references(job.validation) if job.validation is not None else {}
+    references = built.objective.references(job.validation, job.vocabulary) if job.validation is not None else {}
     return {
         "stopped": state.stop,
         "steps": state.step,
@@ -617,35 +700,71 @@ def _goodbye(
     seed: int,
 ) -> None:
     """Numbers, three samples, and what to type next."""
-    from llmtrain.model.generation import Sampling, write
     from llmtrain.report.curve import draw
 
     say = machine.console.print
     draw(folder, content["references"])
-    references = "".join(f" ({name.replace('_', ' ')} of the same tokens {value:.3f})" for name, value in content["references"].items())
     metrics = dict(content["validation"])
     loss = metrics.pop("loss", None)
+    references = {name: value for name, value in content["references"].items() if name == "unigram_entropy"}
     say()
     if loss is not None:
-        say(f"held-out loss {loss:.3f}{references}")
-    say(" · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items()))
+        say(f"held-out loss {loss:.3f}" + "".join(f" ({name.replace('_', ' ')} of the same tokens {value:.3f})" for name, value in references.items()))
+    others = {**metrics, **{name: value for name, value in content["references"].items() if name not in references}}
+    say(" · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in others.items()))
     cost = content["cost"]
     say(
         f"{cost['train_seconds']:.0f} s training, {cost['evaluation_seconds']:.0f} s evaluation · "
         f"{cost['tokens_per_second']:,.0f} tokens/s · peak memory {cost['peak_memory_mb']:,.0f} MB"
     )
     content["samples"] = []
-    if model.can_generate():
-        sampling = Sampling(temperature=0.7, top_k=50, top_p=0.95, max_new_tokens=48)
-        say("\nthe model writes:")
-        for i, prompt in enumerate(("The ", "Return ", "If the ")):
-            text = write(model, tokenizer, prompt.rstrip(), sampling, key(seed, "sample", i))
-            content["samples"].append({"prompt": prompt.rstrip(), "text": text})
-            say(f"  “{printable(' '.join((prompt.rstrip() + text).split()))}”")
+    verb = None
+    if job.objective.head is Head.next_token:
+        verb = f"llmtrain generate model.checkpoint={folder} prompt='The'"
+        content["samples"] = _written(say, model, tokenizer, seed)
+    elif "masked_lm" in job.objective.terms:
+        verb = f"llmtrain predict model.checkpoint={folder} text='The {tokenizer.mask_token} of a list.'"
+        content["samples"] = _filled(say, job, model, tokenizer)
     say("\nnext:")
-    for line in (f"llmtrain generate model.checkpoint={folder} prompt='The'", f"llmtrain evaluate model.checkpoint={folder} split=test"):
-        say(f"  {line}", soft_wrap=True)  # a command that is broken into lines cannot be copied
+    for line in (verb, f"llmtrain evaluate model.checkpoint={folder} split=test"):
+        if line is not None:
+            say(f"  {line}", soft_wrap=True, markup=False)  # a command that is broken into lines cannot be copied
     say(f"curve: {folder / 'loss.png'}", soft_wrap=True)
+
+
+def _written(say: Callable[..., None], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[dict[str, Any]]:
+    """What a causal model makes of three beginnings."""
+    from llmtrain.model.generation import Sampling, write
+
+    if not model.can_generate():
+        return []
+    sampling = Sampling(temperature=0.7, top_k=50, top_p=0.95, max_new_tokens=48)
+    samples = []
+    say("\nthe model writes:")
+    for i, prompt in enumerate(("The", "Return", "If the")):
+        text = write(model, tokenizer, prompt, sampling, key(seed, "sample", i))
+        samples.append({"prompt": prompt, "text": text})
+        say(f"  “{printable(' '.join((prompt + text).split()))}”", markup=False)
+    return samples
+
+
+def _filled(say: Callable[..., None], job: Trainer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """What a masked LM puts in three places of the held-out text, and what stood there."""
+    from llmtrain.model.filling import around, guesses
+    from llmtrain.objective.base import IGNORED
+
+    samples = []
+    say("\nthe model fills in held-out text:")
+    for batch in job.objective.one_by_one(job.validation, job.vocabulary, 3, 1) if job.validation is not None else ():
+        batch = batch.to(model.device)
+        position = int((batch.labels["masked_lm"][0] != IGNORED).nonzero())
+        truth = tokenizer.decode([int(batch.labels["masked_lm"][0, position])]).strip()
+        before, behind = around(tokenizer, batch.inputs["input_ids"][0].tolist(), position, 12)
+        found = guesses(model, tokenizer, batch.inputs, position, 3)
+        samples.append({"before": before, "behind": behind, "truth": truth, "guesses": {g.text: g.probability for g in found}})
+        listed = ", ".join(f"{g.text} {g.probability:.0%}" for g in found)
+        say(printable(f"  “… {before} ▁▁▁ {behind} …”  {listed}; it was: {truth}"), markup=False)
+    return samples
 
 
 # --- run.json -----------------------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ class Data(ABC):
 
     Attributes:
         max_length: tokens in one sequence.
+        short_length: tokens in one sequence in the first part of training; None: max_length from the start.
+        short_fraction: share of the updates that this first part takes.
         validation_fraction: share of the documents held out for validation, by hash of their text.
         test_fraction: share of the documents held out for the test, by hash of their text.
         on_overlap: what to do where one document stands in two splits.
@@ -39,6 +41,8 @@ class Data(ABC):
     """
 
     max_length: int
+    short_length: int | None
+    short_fraction: float
     validation_fraction: float
     test_fraction: float
     on_overlap: Overlap
@@ -46,6 +50,9 @@ class Data(ABC):
 
     def __post_init__(self) -> None:
         require(self.max_length >= 2, "max_length", self.max_length, "at least 2 tokens")
+        longest = f"at least 2 and below max_length={self.max_length}, or null"
+        require(self.short_length is None or 2 <= self.short_length < self.max_length, "short_length", self.short_length, longest)
+        require(0 < self.short_fraction < 1, "short_fraction", self.short_fraction, "between 0 and 1, both excluded")
         for name in ("validation_fraction", "test_fraction"):
             value = getattr(self, name)
             require(0 < value < 1, name, value, "between 0 and 1, both excluded")
@@ -60,6 +67,12 @@ class Data(ABC):
             DataError: naming what is missing.
         """
         return None
+
+    @property
+    def lengths(self) -> list[tuple[float, int]]:
+        """The parts of training: (share of the updates at which it ends, tokens in one sequence)."""
+        first = [] if self.short_length is None else [(self.short_fraction, self.short_length)]
+        return [*first, (1.0, self.max_length)]
 
     @abstractmethod
     def split(self, name: str) -> Dataset:
@@ -79,4 +92,4 @@ class Data(ABC):
 
     def without_effect(self) -> dict[str, str]:
         """Settings that change nothing under the others: name → why."""
-        return {}
+        return {"short_fraction": "data.short_length is null"} if self.short_length is None else {}

@@ -80,7 +80,7 @@ class Hub(Documents):
 
     def without_effect(self) -> dict[str, str]:
         held_out = {"validation_fraction": "validation_split", "test_fraction": "test_split"}
-        return {name: f"data.{split} is given" for name, split in held_out.items() if getattr(self, split) is not None}
+        return super().without_effect() | {name: f"data.{split} is given" for name, split in held_out.items() if getattr(self, split) is not None}
 
     def check(self) -> None:
         if self._folder is None:

@@ -60,6 +60,62 @@ def pack(documents: Iterable[tuple[Sequence[int], int]], length: int) -> Iterato
         yield block
 
 
+def windows(documents: Iterable[Sequence[int]], length: int, separator: int | None) -> Iterator[list[int]]:
+    """Cut documents into pieces of up to `length` ids, each id in exactly one piece.
+
+    Args:
+        separator: None: each document has pieces of its own, the last one shorter. An id: documents share pieces, and
+            it stands between two of them.
+    """
+    if separator is None:
+        for ids in documents:
+            yield from (list(ids[i : i + length]) for i in range(0, len(ids), length))
+        return
+    held: list[int] = []
+    for ids in documents:
+        if not ids:
+            continue
+        held += [*([separator] if held else []), *ids]
+        while len(held) >= length:
+            yield held[:length]
+            held = held[length:]
+    if held:
+        yield held
+
+
+def runs(sizes: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
+    """Cut a row of sentences into runs of at least two, as long as the budget allows: (first, behind the last).
+
+    A sentence larger than the budget is in no run and ends the one before it.
+    """
+    first = total = 0
+    for i, size in enumerate([*sizes, budget + 1]):
+        if total + size > budget:
+            if i - first >= 2:
+                yield first, i
+            first, total = (i, 0) if size <= budget else (i + 1, 0)
+        total += size if size <= budget else 0
+
+
+def fair_splits(ends: np.ndarray, tolerance: float) -> np.ndarray:
+    """Places to split a run of sentences in two, in pairs that mirror each other: the lengths tell no order.
+
+    Splitting at a gives the lengths (ends[a], total - ends[a]). For each pair (a, b) of the result, b gives nearly the
+    lengths of a exchanged, so a fair coin between the two makes the length of the first part distributed as that of
+    the second: whatever the run, and whatever the order in which it was filled.
+
+    Args:
+        ends: where the sentences end, in tokens, rising; the last one is the total.
+        tolerance: how far, as a share of the total, ends[a] + ends[b] may be from it.
+
+    Returns:
+        (pairs, 2) indices a ≤ b into `ends`, the total excluded; none where no pair is within the tolerance.
+    """
+    inner, total = ends[:-1], int(ends[-1])
+    off = np.abs(inner[:, None] + inner[None, :] - total)  # (n, n)
+    return np.argwhere(np.triu(off <= tolerance * total))
+
+
 def pad(rows: Sequence[Sequence[int] | np.ndarray], fill: int | None) -> torch.Tensor:
     """(B, longest) int64, filled on the right; None repeats each row's last id."""
     longest = max(len(row) for row in rows)

@@ -83,7 +83,7 @@ class Text(Documents):
 
     def without_effect(self) -> dict[str, str]:
         held_out = {"validation_fraction": "validation", "test_fraction": "test"}
-        return {name: f"data.{split} is given" for name, split in held_out.items() if getattr(self, split) is not None}
+        return super().without_effect() | {name: f"data.{split} is given" for name, split in held_out.items() if getattr(self, split) is not None}
 
     def fingerprint(self) -> str:
         """A hash of what all the files hold, as it was when they were first looked at."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.errors import CheckpointError, ConfigError, require
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -56,6 +58,10 @@ class TokenizerSettings:
     def __post_init__(self) -> None:
         require(self.path is None or bool(self.path), "path", self.path, "a folder or a name of the hub, or null")
         require(self.vocab_size >= 1, "vocab_size", self.vocab_size, "1 or more")
+
+    def trained(self, usual: str) -> str:
+        """Which algorithm trains a tokenizer, given the one that the model's family uses."""
+        return usual if self.algorithm is Algorithm.auto else self.algorithm.value
 
     def without_effect(self) -> dict[str, str]:
         """Settings that change nothing under the others: name → why."""
@@ -259,6 +265,82 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[in
     )
     ids: list[list[int]] = encoded["input_ids"]
     return ids
+
+
+# Tokens that an objective may need, in words; and those that a trained tokenizer has.
+TOKENS = {"end": "end-of-text", "start": "start ([CLS])", "separator": "separator ([SEP])", "mask": "mask ([MASK])"}
+TRAINED = {"bpe": {"end", "start", "separator"}, "wordpiece": {"start", "separator", "mask"}}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What batches are made with: the ids that stand for something else than text, and those that stand for text.
+
+    Attributes:
+        size: ids from 0 to size - 1.
+        end: ends a document of a causal model.
+        start: begins a sequence ([CLS]; where there is none, the beginning of a text).
+        separator: ends a segment ([SEP]; where there is none, the end of a text).
+        mask: stands for what is asked.
+        special: ids of special tokens, sorted.
+    """
+
+    size: int
+    end: int | None
+    start: int | None
+    separator: int | None
+    mask: int | None
+    special: tuple[int, ...]
+
+    @cached_property
+    def plain(self) -> np.ndarray:
+        """The ids of tokens that stand for text, sorted."""
+        import numpy as np
+
+        return np.setdiff1d(np.arange(self.size), self.special)
+
+    @cached_property
+    def _special(self) -> np.ndarray:
+        import numpy as np
+
+        return np.isin(np.arange(self.size), self.special)
+
+    def is_special(self, ids: np.ndarray) -> np.ndarray:
+        """Where ids stand for something else than text."""
+        found: np.ndarray = self._special[ids]
+        return found
+
+    def lacks(self, names: Iterable[str]) -> list[str]:
+        """Those of some tokens (by their attribute here) that are not there, in words."""
+        return [TOKENS[name] for name in names if getattr(self, name) is None]
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
+    """The vocabulary of a tokenizer. Special are the tokens with a role and those that were added as special."""
+    added = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    special = tuple(sorted({*tokenizer.all_special_ids, *added}))
+    return Vocabulary(size=len(tokenizer), end=tokenizer.eos_token_id, start=start, separator=separator, mask=tokenizer.mask_token_id, special=special)
+
+
+def encode_words(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[tuple[list[int], list[int]]]:
+    """For each text its ids, as `encode` gives them, and the number of the word that each token is a piece of."""
+    if not texts:
+        return []
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+    return [(ids, _words(encoded.word_ids(i))) for i, ids in enumerate(encoded["input_ids"])]
+
+
+def _words(numbers: list[int | None]) -> list[int]:
+    """Word numbers without gaps; a token of no word is one of its own."""
+    words: list[int] = []
+    previous: int | None = None
+    for number in numbers:
+        following = words[-1] + 1 if words else 0
+        words.append(words[-1] if words and number is not None and number == previous else following)
+        previous = number
+    return words
 
 
 def add_pad(tokenizer: PreTrainedTokenizerFast) -> bool:

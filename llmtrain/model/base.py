@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from llmtrain.errors import ConfigError
@@ -22,6 +22,22 @@ class Head(Enum):
     """What a model must wear for an objective."""
 
     next_token = "next_token"
+    masked_lm = "masked_lm"
+    sentence_order = "sentence_order"  # two classes for a pair of segments, from the pooled first token
+    pretraining = "pretraining"  # masked_lm and sentence_order, as BERT was pretrained
+
+
+def auto_class(head: Head) -> Any:
+    """transformers' class that makes or loads a model of any family with this head."""
+    import transformers
+
+    names = {
+        Head.next_token: "AutoModelForCausalLM",
+        Head.masked_lm: "AutoModelForMaskedLM",
+        Head.sentence_order: "AutoModelForNextSentencePrediction",
+        Head.pretraining: "AutoModelForPreTraining",
+    }
+    return getattr(transformers, names[head])
 
 
 class Attention(Enum):
@@ -68,13 +84,21 @@ class Model(ABC):
         """The kind of tokenizer trained for it by default."""
         return "bpe" if self.attention is Attention.causal else "wordpiece"
 
+    def wears(self, head: Head) -> bool:
+        """Whether transformers has this family with this head; True too where that is found out when it is loaded."""
+        return True
+
     @abstractmethod
     def config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
         """The transformers config, with the vocabulary and the special ids of the tokenizer."""
 
     @abstractmethod
-    def load(self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool) -> PreTrainedModel:
+    def load(self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool, new_head: bool = False) -> PreTrainedModel:
         """The model in fp32 on the CPU, wearing `head`, drawn from torch's current random state or read from weights.
+
+        Args:
+            resize: whether the embedding may get rows for tokens that the weights do not know.
+            new_head: whether a head that the weights lack may start from random numbers, which is said.
 
         Raises:
             CheckpointError: weights that are missing, broken or of another architecture.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain import files
 from llmtrain.errors import CheckpointError, ConfigError, require
-from llmtrain.model.base import Attention, Head, Model
+from llmtrain.model.base import Attention, Head, Model, auto_class
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -106,14 +106,28 @@ class Checkpoint(Model):
     def tokenizer_path(self) -> str | None:
         return self.folder
 
+    def wears(self, head: Head) -> bool:
+        from transformers.models.auto import modeling_auto as auto
+
+        kind = self._config.model_type
+        sentence = set(auto.MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES)
+        known: dict[Head, set[str]] = {
+            Head.next_token: set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+            Head.masked_lm: set(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+            Head.sentence_order: sentence,
+            # ALBERT has its sentence head in this class alone. Others that are listed here (RoBERTa, …) have none.
+            Head.pretraining: {*sentence, "albert"} & set(auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES),
+        }
+        return kind in known[head]
+
     def config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
         return self._config
 
-    def load(self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool) -> PreTrainedModel:
+    def load(self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool, new_head: bool = False) -> PreTrainedModel:
         wrong = files.problem(Path(self.folder)) if (Path(self.folder) / files.MANIFEST).is_file() else None
         if wrong is not None:
             raise CheckpointError(f"{self.folder}: {wrong}", fix="the weights are not what was saved: restore them")
-        model = self._read()
+        model = self._read(head, new_head)
         stored = getattr(self._config, "dtype", None)
         if stored is not None and str(stored) != "torch.float32":
             log.info("the weights are stored in %s and loaded as fp32", str(stored).removeprefix("torch."))
@@ -128,15 +142,14 @@ class Checkpoint(Model):
             log.info("the embedding grew from %s to %s rows: the new ones start from random numbers", f"{rows:,}", f"{len(tokenizer):,}")
         return model
 
-    def _read(self) -> PreTrainedModel:
-        """All weights of the family's language model, none made up.
+    def _read(self, head: Head, new_head: bool) -> PreTrainedModel:
+        """All weights of the family with this head, none made up but where a new head may be.
 
         Raises:
             CheckpointError: weights missing, broken, pickled, or of another architecture.
         """
         import safetensors
         import torch
-        from transformers import AutoModelForCausalLM
 
         folder = Path(self.folder)
         if folder.is_dir() and not list(folder.glob("*.safetensors")):
@@ -147,13 +160,20 @@ class Checkpoint(Model):
             )
         try:
             with quiet():
-                model, info = AutoModelForCausalLM.from_pretrained(
+                model, info = auto_class(head).from_pretrained(
                     self.folder, config=self._config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
                 )
         except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
             what = _damaged(folder) or in_a_line(error)
             raise CheckpointError(f"model.checkpoint={self.folder}: {what}", allowed="intact weights in safetensors format that fit the config.json") from error
         missing, mismatched, unused = (sorted(str(name) for name in info[f"{kind}_keys"]) for kind in ("missing", "mismatched", "unexpected"))
+        lacking = missing if _is_head(model, missing) else []
+        if lacking and not mismatched:
+            what = f"{self.folder} has no {_named(head)} head: {len(lacking)} tensors of {type(model).__name__} are not in its weights"
+            if not new_head:
+                raise CheckpointError(f"{what}: {', '.join(lacking[:3])}", fix="train one first: llmtrain pretrain model=checkpoint model.checkpoint=…")
+            log.warning("%s; they start from random numbers and are trained: %s", what, ", ".join(lacking[:3]))
+            missing = []
         if missing or mismatched:
             total = len(model.state_dict())
             raise CheckpointError(
@@ -164,6 +184,18 @@ class Checkpoint(Model):
         if unused:
             log.warning("%s: %d tensors of the file have no place in %s and are left out: %s", folder, len(unused), type(model).__name__, ", ".join(unused[:3]))
         return model
+
+
+def _is_head(model: PreTrainedModel, names: list[str]) -> bool:
+    """Whether tensors that are missing belong to what stands on the body: heads, and the pooler that only they read."""
+    body: str = model.base_model_prefix
+    if not any(name.startswith(f"{body}.") for name in model.state_dict()):
+        return False
+    return all(not name.startswith(f"{body}.") or name.startswith(f"{body}.pooler.") for name in names)
+
+
+def _named(head: Head) -> str:
+    return {Head.masked_lm: "masked-LM", Head.sentence_order: "sentence-order", Head.pretraining: "whole pretraining"}.get(head, "language-model")
 
 
 def _damaged(folder: Path) -> str | None:

@@ -1,20 +1,23 @@
 """The short forward: body → positions that have a label → head → sum of losses. The modules stay the family's own.
 
-    hidden_states(model, input_ids=…)             (B, T, W)   the body, without the head
-    vocabulary_loss(model, inputs, labels)        ()          the sum of cross entropies over the vocabulary
-    linear_cross_entropy(hidden, weight, bias, labels)        the same from states and matrix; the logits never exist at once
-    use_cpu_attention(model)                                  attention that trains faster than torch's own on a CPU
+    encode(model, input_ids=…)                    the body alone: states (B, T, W), and the pooled first token
+    vocabulary_loss(model, states, labels)        the sum of cross entropies over the vocabulary
+    vocabulary_scores(model, states, labels)      that sum, and how many labels were the likeliest token
+    sentence_logits(model, encoded)               (B, 2) for pairs of segments
+    linear_cross_entropy(hidden, weight, bias, labels)   from states and matrix; the logits never exist at once
+    use_cpu_attention(model)                      attention that trains faster than torch's own on a CPU
 
 None of it changes a parameter's name, a config, or what is saved.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,40 +35,187 @@ ROWS = 64  # queries that attend at once
 LONGEST = 512  # tokens; above, what is kept for backward grows past what time it saves
 
 _FITS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_READS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 # --- body → head ---------------------------------------------------------------------------------------------------
 
 
-def hidden_states(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
-    """The last hidden state (B, T, W) of the body: what the head reads.
+class Encoded(NamedTuple):
+    """What a body makes of a batch: its last hidden state (B, T, W), and the pooled state (B, W) where it has a pooler."""
+
+    states: Tensor
+    pooled: Tensor | None
+
+
+def encode(model: PreTrainedModel, **inputs: Tensor) -> Encoded:
+    """The body without the head, called once for all heads.
 
     Without a cache of keys and values: it costs memory, and with it transformers does not see document borders in
     position_ids.
     """
     body = model.base_model
-    states: Tensor = body(**inputs, **_no_cache(body)).last_hidden_state
-    return states
+    output = body(**inputs, **_no_cache(body))
+    return Encoded(output.last_hidden_state, getattr(output, "pooler_output", None))
 
 
-def vocabulary_loss(model: PreTrainedModel, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-    """The sum of cross entropies of a language model, a scalar in fp32.
+def hidden_states(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
+    """The last hidden state (B, T, W) of the body: what the head reads."""
+    return encode(model, **inputs).states
+
+
+def vocabulary_loss(model: PreTrainedModel, encoded: Encoded, labels: Tensor) -> Tensor:
+    """The sum of cross entropies of a language model's head, a scalar in fp32.
+
+    The head runs where there is a label and nowhere else: causal heads are a Linear, that of a masked LM has a layer
+    before it, and both are as good on some positions as on all. Families that do something else (`reads` says no) run
+    their head on all positions.
 
     Args:
-        inputs: arguments of the body, each (B, T).
+        encoded: what the body made of the inputs.
         labels: (B, T), aligned with the logits; IGNORED where nothing is asked.
     """
     if fits(model):
         weight, bias = vocabulary_head(model)
-        return linear_cross_entropy(hidden_states(model, **inputs).flatten(0, 1), weight, bias, labels.flatten())  # type: ignore[no-any-return]
-    logits: Tensor = model(**inputs, **_no_cache(model)).logits  # (B, T, V)
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return linear_cross_entropy(encoded.states.flatten(0, 1), weight, bias, labels.flatten())  # type: ignore[no-any-return]
+    if reads(model):
+        weight, bias = vocabulary_head(model)
+        hidden, asked = _asked(model, encoded.states, labels)
+        return linear_cross_entropy(hidden, weight, bias, asked)  # type: ignore[no-any-return]
+    logits = vocabulary_logits(model, encoded).flatten(0, 1)
+    return F.cross_entropy(logits.float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def vocabulary_scores(model: PreTrainedModel, encoded: Encoded, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(sum of cross entropies, number of labels that are the likeliest token), scalars in fp32. Without gradients."""
+    total = torch.zeros(2, device=labels.device)
+    for logits, asked in _labelled_logits(model, encoded, labels):
+        total[0] += F.cross_entropy(logits.float(), asked, reduction="sum")
+        total[1] += (logits.argmax(-1) == asked).sum()
+    return total[0], total[1]
+
+
+def _labelled_logits(model: PreTrainedModel, encoded: Encoded, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (few, V) and labels (few,) of the positions that have one, a few at a time."""
+    if not (fits(model) or reads(model)):
+        kept = labels.flatten() != IGNORED
+        yield vocabulary_logits(model, encoded).flatten(0, 1)[kept], labels.flatten()[kept]
+        return
+    weight, bias = vocabulary_head(model)
+    hidden, asked = _asked(model, encoded.states, labels)
+    rows = max(1, LOGITS // len(weight))
+    for x, y in zip(torch.split(hidden, rows), torch.split(asked, rows), strict=True):
+        yield F.linear(x, weight, bias), y
+
+
+def vocabulary_logits(model: PreTrainedModel, encoded: Encoded) -> Tensor:
+    """Logits (B, T, V) of every position: the family's own head on what its body made."""
+    output = _over(model, encoded)()
+    logits: Tensor = output.prediction_logits if "prediction_logits" in output else output.logits
+    return logits
+
+
+def _asked(model: PreTrainedModel, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What the output layer reads (N, W) at the positions that have a label, and these labels (N,)."""
+    kept = (labels.flatten() != IGNORED).nonzero().squeeze(1)  # on CUDA a synchronisation point
+    hidden = states.flatten(0, 1).index_select(0, kept)
+    return hidden if fits(model) else _read(model, hidden), labels.flatten()[kept]
+
+
+def sentence_logits(model: PreTrainedModel, encoded: Encoded) -> Tensor:
+    """Logits (B, 2) of a head on pairs of segments: class 0 is "in order", as in the published heads."""
+    # No position is left for a vocabulary head that the model wears as well: it costs nothing.
+    output = _over(model, Encoded(encoded.states[:, :0], encoded.pooled))()
+    for name in ("seq_relationship_logits", "sop_logits", "logits"):
+        if name in output:
+            logits: Tensor = output[name]
+            return logits
+    raise RuntimeError(f"{type(model).__name__} has no logits for pairs of segments")
 
 
 def vocabulary_head(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-    """Weight (V, W) and bias (V,) of the output layer, for a model that `fits`."""
+    """Weight (V, W) and bias (V,) of the output layer, for a model that `fits` or `reads`."""
     head = model.get_output_embeddings()
     return head.weight, head.bias
+
+
+# --- the family's own head on given states --------------------------------------------------------------------------
+
+
+class _Given(nn.Module):
+    """Stands where the body stood and hands on what it was given."""
+
+    def __init__(self, encoded: Encoded) -> None:
+        super().__init__()
+        self.encoded = encoded
+
+    def forward(self, *args: object, **kwargs: object) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(last_hidden_state=self.encoded.states, pooler_output=self.encoded.pooled)
+
+
+class _ReachedError(Exception):
+    pass
+
+
+def _over(model: PreTrainedModel, encoded: Encoded) -> Callable[[], Any]:
+    """The model's forward with its body's work done: a shallow twin that shares every other module."""
+    twin = copy.copy(model)
+    vars(twin)["_modules"] = {**model._modules, model.base_model_prefix: _Given(encoded)}
+    ids = torch.zeros(encoded.states.shape[:2], dtype=torch.long, device=encoded.states.device)
+    return lambda: twin(input_ids=ids, **_no_cache(model))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _read(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """What the output layer reads (N, W') when the body's states are (N, W): what stands between them, and no more."""
+    found: list[Tensor] = []
+
+    def stop(module: nn.Module, args: tuple[Tensor]) -> None:
+        found.append(args[0])
+        raise _ReachedError
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(stop)
+    try:
+        _over(model, Encoded(states[None], states[:1]))()
+    except _ReachedError:
+        return found[0].squeeze(0)
+    finally:
+        hook.remove()
+    raise RuntimeError(f"{type(model).__name__}: its head never came to its output layer")
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def reads(model: PreTrainedModel) -> bool:
+    """Whether the family's logits are its output layer on what `_read` finds at each position alone; asked once for each model."""
+    if model not in _READS:
+        _READS[model] = type(model.get_output_embeddings()) is nn.Linear and not model.config.is_encoder_decoder and _positionwise(model)
+    return _READS[model]
+
+
+def _positionwise(model: PreTrainedModel) -> bool:
+    head, seen = model.get_output_embeddings(), []
+
+    def answer(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        seen.append(args[0])
+        return _ramp(output)
+
+    tiny = _tiny(head.weight.device)
+    with _evaluating(model), torch.no_grad(), torch.autocast(head.weight.device.type, enabled=False):
+        encoded = encode(model, **tiny)
+        hook = head.register_forward_hook(answer)
+        try:
+            output = model(**tiny, **_no_cache(model))
+        finally:
+            hook.remove()
+        logits = output.prediction_logits if "prediction_logits" in output else output.get("logits")
+        if len(seen) != 1 or logits is None or not torch.equal(logits, _ramp(logits)):
+            return False
+        try:
+            return torch.allclose(_read(model, encoded.states[0, 1:]), seen[0][0, 1:], rtol=1e-4, atol=1e-5)
+        except Exception:  # whatever a family's head does with a part of its body's work
+            return False
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -87,16 +237,21 @@ def _plain(model: PreTrainedModel) -> bool:
         read.append(args[0])
         return _ramp(output)
 
-    ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
-    tiny = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    tiny = _tiny(head.weight.device)
     with _evaluating(model), torch.no_grad():
         states = hidden_states(model, **tiny)
         hook = head.register_forward_hook(answer)
         try:
-            logits = model(**tiny, **_no_cache(model)).logits
+            output = model(**tiny, **_no_cache(model))
         finally:
             hook.remove()
-    return len(read) == 1 and torch.equal(read[0], states) and torch.equal(logits, _ramp(logits))
+    logits = output.get("logits")
+    return len(read) == 1 and logits is not None and torch.equal(read[0], states) and torch.equal(logits, _ramp(logits))
+
+
+def _tiny(device: torch.device) -> dict[str, Tensor]:
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _ramp(like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from llmtrain.errors import require
-from llmtrain.model.base import Attention, Head, Model
+from llmtrain.model.base import Attention, Head, Model, auto_class
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -95,6 +95,9 @@ class GPT(Model):
     def width(self) -> int | None:
         return self.hidden_size
 
+    def wears(self, head: Head) -> bool:
+        return head is Head.next_token
+
     def config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
         from transformers import GPT2Config, OpenAIGPTConfig
 
@@ -119,8 +122,8 @@ class GPT(Model):
             return OpenAIGPTConfig(afn=activation, **common)
         return GPT2Config(activation_function=activation, n_inner=self.intermediate_size, **common)
 
-    def load(self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool) -> PreTrainedModel:
+    def load(self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool, new_head: bool = False) -> PreTrainedModel:
         import torch
-        from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_config(self.config(tokenizer), dtype=torch.float32)
+        model: PreTrainedModel = auto_class(head).from_config(self.config(tokenizer), dtype=torch.float32)
+        return model

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,10 +17,13 @@ from llmtrain.errors import require
 from llmtrain.model.base import Attention, Head
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from datasets import Dataset
     from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+    from llmtrain.data.tokenizer import Vocabulary
 
 IGNORED = -100  # a label that asks for nothing, as everywhere in torch
 
@@ -83,6 +87,10 @@ class Totals:
         """The mean loss of a term; 0 where it had no target."""
         return self.sums[term] / self.counts[term] if self.counts[term] else 0.0
 
+    def share(self, term: str) -> float:
+        """The share of a term's targets that were guessed right; 0 where it had none."""
+        return self.sums[f"{term}_correct"] / self.counts[term] if self.counts[term] else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
@@ -93,6 +101,7 @@ class Objective(ABC):
         attention: which models can answer; None: any.
         static: whether a sample's input is the same in every epoch (a cache of frozen layers asks).
         terms: names of the loss terms.
+        tokens: attributes of a `Vocabulary` that must be there.
         metric_directions: name → which way it gets better, for `evaluation.best_metric`.
 
     Attributes:
@@ -103,6 +112,7 @@ class Objective(ABC):
     attention: ClassVar[Attention | None]
     static: ClassVar[bool]
     terms: ClassVar[tuple[str, ...]]
+    tokens: ClassVar[tuple[str, ...]]
     metric_directions: ClassVar[dict[str, Direction]]
 
     weights: dict[str, float]
@@ -118,12 +128,16 @@ class Objective(ABC):
         """Ids instead of text, made once and kept on disk. Each row has `length`, its number of input tokens."""
 
     @abstractmethod
-    def collate(self, examples: list[dict[str, Any]], draw: Draw) -> Batch:
-        """A batch from rows of `examples`, each with its id as `sample`. A function of (rows, draw) alone."""
+    def collate(self, examples: list[dict[str, Any]], draw: Draw, vocabulary: Vocabulary) -> Batch:
+        """A batch from rows of `examples`, each with its id as `sample`. A function of its arguments alone."""
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """The sum of losses of each term, a scalar in fp32."""
+
+    def sums(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """In evaluation: the losses, and whatever other sums the metrics are made from; no gradients are asked for."""
+        return self.losses(model, batch)
 
     @abstractmethod
     def metrics(self, totals: Totals) -> dict[str, float]:
@@ -134,10 +148,30 @@ class Objective(ABC):
         """Whether it asks the model to keep the documents of a block apart."""
         return False
 
-    def references(self, examples: Dataset) -> dict[str, float]:
-        """What knowing nothing would give on these examples, to hold the metrics against."""
+    def references(self, examples: Dataset, vocabulary: Vocabulary) -> dict[str, float]:
+        """What knowing nothing would give on these examples as they are evaluated, to hold the metrics against."""
         return {}
+
+    def one_by_one(self, examples: Dataset, vocabulary: Vocabulary, number: int | None, batch_size: int) -> Iterator[Batch]:
+        """Batches for a pseudo-likelihood: each row asks for one token, and sees all others; none where it is not defined.
+
+        Args:
+            number: how many tokens of the examples, the same ones every time; None: all.
+        """
+        return iter(())
+
+    def notes(self, examples: Dataset) -> list[str]:
+        """What the user should know about how examples were made, such as what was left out."""
+        return []
 
     def without_effect(self) -> dict[str, str]:
         """Settings that change nothing under the others: name → why."""
         return {}
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy in nats of a distribution given by counts: no guess that ignores all else can have a lower mean loss."""
+    import numpy as np
+
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    return float(-(share * np.log(share)).sum())

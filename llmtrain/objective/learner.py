@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Learner(nn.Module):
-    """A model with the question it is asked: `forward(batch)` gives the sum of losses of each term."""
+    """A model with the question it is asked: `forward(batch)` gives the sum of losses of each term; without gradients, all sums."""
 
     def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
         super().__init__()
@@ -29,6 +29,6 @@ class Learner(nn.Module):
         self.objective = objective
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        sums = self.objective.losses(self.model, batch)
+        sums = self.objective.losses(self.model, batch) if torch.is_grad_enabled() else self.objective.sums(self.model, batch)
         # A batch that only keeps this process in step still runs backward, so that all processes meet; times zero.
         return sums if batch.real else {term: value * 0.0 for term, value in sums.items()}

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmtrain.model.base import Attention, Head
-from llmtrain.objective.base import IGNORED, Batch, Direction, Draw, Objective, Totals
+from llmtrain.objective.base import IGNORED, Batch, Direction, Draw, Objective, Totals, entropy
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+    from llmtrain.data.tokenizer import Vocabulary
 
 TOKENIZER_BATCH = 256  # documents a call; the tokenizer works on them in parallel
 
@@ -39,6 +41,7 @@ class NextToken(Objective):
     attention: ClassVar[Attention | None] = Attention.causal
     static: ClassVar[bool] = True
     terms: ClassVar[tuple[str, ...]] = ("next_token",)
+    tokens: ClassVar[tuple[str, ...]] = ("end",)
     metric_directions: ClassVar[dict[str, Direction]] = {
         "loss": Direction.lower,
         "perplexity": Direction.lower,
@@ -68,7 +71,7 @@ class NextToken(Objective):
         parts = {"rows": store.fingerprint(rows), "tokenizer": tokens.fingerprint(tokenizer), "max_length": max_length, "packing": self.packing}
         return store.stored("next_token", parts, make, features=_features())
 
-    def collate(self, examples: list[dict[str, Any]], draw: Draw) -> Batch:
+    def collate(self, examples: list[dict[str, Any]], draw: Draw, vocabulary: Vocabulary) -> Batch:
         """Right-padded (B, T) inputs and labels. Causal attention needs no mask for padding on the right."""
         from llmtrain.data import shape
 
@@ -91,7 +94,8 @@ class NextToken(Objective):
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         from llmtrain.model import forward
 
-        return {"next_token": forward.vocabulary_loss(model, batch.inputs, batch.labels["next_token"])}
+        encoded = forward.encode(model, **batch.inputs)
+        return {"next_token": forward.vocabulary_loss(model, encoded, batch.labels["next_token"])}
 
     def metrics(self, totals: Totals) -> dict[str, float]:
         """Token-weighted loss in nats, its exponential, and bits for each byte of UTF-8 text."""
@@ -100,7 +104,7 @@ class NextToken(Objective):
         size = totals.sizes["bytes"]
         return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "bits_per_byte": bits / size if size else float("nan")}
 
-    def references(self, examples: Dataset) -> dict[str, float]:
+    def references(self, examples: Dataset, vocabulary: Vocabulary) -> dict[str, float]:
         """Entropy in nats of the targets' own frequencies: no model that ignores context can have a lower loss."""
         import numpy as np
 
@@ -112,8 +116,7 @@ class NextToken(Objective):
             counted = np.bincount(labels, minlength=len(counts))
             counted[: len(counts)] += counts
             counts = counted
-        share = counts[counts > 0] / max(counts.sum(), 1)
-        return {"unigram_entropy": float(-(share * np.log(share)).sum())}
+        return {"unigram_entropy": entropy(counts)}
 
 
 def _encoded(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], int]]:

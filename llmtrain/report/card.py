@@ -24,9 +24,9 @@ sequences of up to {data["max_length"]} tokens, vocabulary of {derived["vocabula
 {metrics}
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer, {model}
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
+model = {model}.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 

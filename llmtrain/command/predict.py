@@ -1,0 +1,123 @@
+"""`llmtrain predict`: what a masked LM puts where a sentence says [MASK], and whether a second segment follows a first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from llmtrain import files, runtime
+from llmtrain.command import train
+from llmtrain.config import Composed, build
+from llmtrain.errors import ConfigError, printable, require
+from llmtrain.model.base import Attention, Head, Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MASK = "[MASK]"  # what people type, whatever the tokenizer calls it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to look at.
+
+    Attributes:
+        text: a sentence with [MASK] in one or several places.
+        second: a second segment, for a model that was trained on pairs of segments; null: none.
+        top_k: candidates for each place.
+        output: a JSON file for the numbers; null: only the terminal.
+        device: cpu, cuda, mps or auto.
+        threads: CPU threads; auto: all cores.
+    """
+
+    text: str
+    second: str | None
+    top_k: int
+    output: str | None
+    device: str
+    threads: str
+
+    def __post_init__(self) -> None:
+        require(bool(self.text.strip()), "text", self.text, f"a sentence, such as 'The {MASK} of a list.'")
+        require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
+        runtime.single(self.device, self.threads, runtime.Precision.fp32)  # checks device and threads
+
+
+def command(composed: Composed, overrides: list[str]) -> int:
+    config = composed.config
+    settings = build(OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k not in ("model", "experiment")}), Settings, "")
+    for line in composed.notes:
+        print(f"note: {line}")
+    train.name_newest(config)
+    model = build(config.model, Model, "model")
+    if model.tokenizer_path is None:
+        raise ConfigError("predict needs weights that exist", fix="model=checkpoint model.checkpoint=FOLDER")
+    if model.attention is not Attention.bidirectional:
+        raise ConfigError("this model is causal: it has no place to fill in", allowed="bidirectional models (BERT, RoBERTa, …)", fix="llmtrain generate")
+    _predict(model, settings)
+    return 0
+
+
+def _predict(model: Model, settings: Settings) -> None:
+    import torch
+
+    from llmtrain.data import tokenizer as tokens
+
+    torch.set_num_threads(runtime.decide_threads(settings.threads, 1))
+    device = runtime.decide_device(settings.device)
+    assert model.tokenizer_path is not None
+    tokenizer = tokens.load(model.tokenizer_path)
+    inputs = _encoded(tokenizer, settings, model.positions)
+    found: dict[str, Any] = {"text": settings.text, "second": settings.second}
+    masks = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().flatten().tolist() if tokenizer.mask_token_id is not None else []
+    if not masks and settings.second is None:
+        raise ConfigError(f"text={settings.text!r} has no {MASK} to fill in", fix=f"put {MASK} where a token is to be guessed, or give second=…")
+    if masks:
+        loaded = model.load(tokenizer, Head.masked_lm, resize=False).to(device)
+        found["places"] = [_filled(loaded, tokenizer, inputs, place, settings.top_k, i) for i, place in enumerate(masks)]
+    if settings.second is not None:
+        found["in_order"] = _in_order(model, tokenizer, inputs, device)
+    if settings.output is not None:
+        files.write(Path(settings.output), json.dumps(found, indent=2, ensure_ascii=False).encode())
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, settings: Settings, positions: int | None) -> dict[str, Any]:
+    """Arguments of the body, each (1, T)."""
+    texts = [text.replace(MASK, tokenizer.mask_token or MASK) for text in (settings.text, settings.second) if text is not None]
+    inputs = dict(tokenizer(*texts, return_tensors="pt", verbose=False))
+    length = inputs["input_ids"].shape[1]
+    if positions is not None and length > positions:
+        raise ConfigError(f"the text has {length} tokens, the model reads at most {positions}", fix="a shorter text")
+    return inputs
+
+
+def _filled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, Any], place: int, top_k: int, number: int) -> dict[str, float]:
+    from llmtrain.model.filling import around, guesses
+
+    found = guesses(model, tokenizer, {name: value.to(model.device) for name, value in inputs.items()}, place, top_k)
+    before, behind = around(tokenizer, inputs["input_ids"][0].tolist(), place, 12)
+    print(printable(f"place {number + 1}: {before} ▁▁▁ {behind}"))
+    width = max(len(g.text) for g in found)
+    for g in found:
+        print(printable(f"  {g.text:<{width}}  {g.probability:7.2%}"))
+    return {g.text: g.probability for g in found}
+
+
+def _in_order(model: Model, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, Any], device: str) -> float:
+    """The probability that the second segment follows the first."""
+    import torch
+
+    from llmtrain.model import forward
+
+    if not model.wears(Head.sentence_order):
+        raise ConfigError("second: this model's family has no head for pairs of segments", allowed="BERT and its relatives, trained on pairs")
+    judge = model.load(tokenizer, Head.sentence_order, resize=False).to(device).eval()
+    with torch.no_grad():
+        logits = forward.sentence_logits(judge, forward.encode(judge, **{name: value.to(device) for name, value in inputs.items()}))
+    probability = float(logits[0].float().softmax(-1)[0])
+    print(f"the second segment follows the first: {probability:.2%}")
+    return probability
