@@ -205,10 +205,11 @@ class Leg:
 
 def legs(phases: Sequence[Phase], stages: Sequence[Stage], total: int) -> list[Leg]:
     """Phases and stages laid over each other. Each leg draws an order of its own."""
-    ends = sorted({part.until for part in (*phases, *stages)})
+    ends = sorted({*(phase.until for phase in phases), *(stage.until for stage in stages)})
     found = []
     for number, end in enumerate(ends):
-        phase, stage = (next(part for part in parts if part.until >= end) for parts in (phases, stages))
+        phase = next(phase for phase in phases if phase.until >= end)
+        stage = next(stage for stage in stages if stage.until >= end)
         stage = replace(stage, order=replace(stage.order, phase=number))
         found.append(Leg(total if end == ends[-1] else round(end * total), phase, stage))
     return found

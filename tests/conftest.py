@@ -33,6 +33,26 @@ TINY = (
     "precision=fp32",
 )
 
+# The same for a BERT; documents of about twenty sentences, so that there are pairs of segments.
+TINY_BERT = (
+    "model=bert",
+    "model.num_hidden_layers=2",
+    "model.hidden_size=32",
+    "model.num_attention_heads=2",
+    "model.max_position_embeddings=64",
+    "model.dropout=0",
+    "data.documents=80",
+    "data.words=200",
+    "data.max_length=48",
+)
+# What answers each objective.
+ANSWERS: dict[str, tuple[str, ...]] = {
+    "next_token": (),
+    "masked_lm": (*TINY_BERT, "objective=masked_lm"),
+    "sentence_order": (*TINY_BERT, "objective=sentence_order"),
+    "bert": (*TINY_BERT, "objective=bert"),
+}
+
 Train = Callable[..., Path]
 
 
@@ -44,6 +64,14 @@ def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def tiny(*overrides: str) -> list[str]:
+    """TINY with overrides, the last of two that are the same key."""
+    last = {o.split("=")[0]: o for o in overrides}
+    budgets = {"trainer.max_epochs", "trainer.max_tokens"} & last.keys()
+    base = [o for o in TINY if o.split("=")[0] not in last and not (o.startswith("model.") and "model" in last)]
+    return [*(o for o in base if not (budgets and o.startswith("trainer.max_steps"))), *last.values()]
+
+
 @pytest.fixture
 def train() -> Train:
     """Run `llmtrain pretrain` on a tiny model in this process: train(folder, *overrides) → folder."""
@@ -51,11 +79,7 @@ def train() -> Train:
     from llmtrain.config import compose
 
     def run(folder: Path, *overrides: str) -> Path:
-        given = {o.split("=")[0] for o in overrides}
-        base = [o for o in TINY if o.split("=")[0] not in given and not (o.startswith("model.") and "model" in given)]
-        budgets = {"trainer.max_epochs", "trainer.max_tokens"} & given
-        base = [o for o in base if not (budgets and o.startswith("trainer.max_steps"))]
-        typed = [*base, *overrides, f"output_dir={folder}"]
+        typed = [*tiny(*overrides), f"output_dir={folder}"]
         code = start(compose("pretrain", typed), typed, "pretrain")
         assert code == 0
         return folder

@@ -147,7 +147,9 @@ def test_a_preset_adds_no_key(path: Path) -> None:
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, options in groups().items() for o in options if g in BASES and g != "callback"])
 def test_every_shipped_option_composes_and_builds(group: str, option: str) -> None:
     extra = {"text": ["data.train=book.txt"], "hub": ["data.name=somebody/something"]}.get(option, [])
-    composed = compose("pretrain", [f"{group}={option}", *extra])
+    bidirectional = (group == "model" and option.startswith("bert")) or (group == "objective" and option != "next_token")
+    pair = ["model=bert", "objective=bert"] if bidirectional else []
+    composed = compose("pretrain", [*(o for o in pair if not o.startswith(f"{group}=")), f"{group}={option}", *extra])
     assert parts(composed.config) is not None
 
 

@@ -11,10 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.cli import VERBS, main
 from llmtrain.config import groups
-from tests.conftest import TINY, Train
-
-# Which model answers an objective.
-MODEL = {"next_token": "gpt"}
+from tests.conftest import ANSWERS, TINY, Train, tiny
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +25,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("objective", groups()["objective"])
 @pytest.mark.parametrize("schedule", groups()["schedule"])
 def test_pretraining_runs(train: Train, tmp_path: Path, objective: str, finetune: str, schedule: str) -> None:
-    folder = train(tmp_path / "run", f"objective={objective}", f"finetune={finetune}", f"schedule={schedule}", "trainer.max_steps=2")
+    folder = train(tmp_path / "run", *ANSWERS[objective], f"finetune={finetune}", f"schedule={schedule}", "trainer.max_steps=2")
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 
 def test_every_objective_has_a_model_to_answer_it() -> None:
-    assert set(MODEL) == set(groups()["objective"])
+    assert set(ANSWERS) == set(groups()["objective"])
 
 
 @pytest.mark.parametrize("architecture", ["gpt1", "gpt2"])
@@ -46,6 +43,35 @@ def test_every_architecture_trains(train: Train, tmp_path: Path, architecture: s
 )
 def test_every_switch_trains(train: Train, tmp_path: Path, options: list[str]) -> None:
     train(tmp_path / "run", *options, "trainer.max_steps=2")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [*ANSWERS["masked_lm"], "objective.whole_word=true"],
+        [*ANSWERS["masked_lm"], "objective.packing=true"],
+        [*ANSWERS["masked_lm"], "objective.packing=true", "objective.whole_word=true"],
+        [*ANSWERS["masked_lm"], "model.tie_word_embeddings=false"],
+        [*ANSWERS["sentence_order"], "objective.negatives=random"],
+        [*ANSWERS["bert"], "objective.sentence_order.negatives=random", "objective.masked_lm.whole_word=true"],
+        [*ANSWERS["bert"], "data.short_length=24", "data.short_fraction=0.5"],
+        ["data.short_length=8", "data.short_fraction=0.5"],
+    ],
+)
+def test_every_switch_of_bert_trains(train: Train, tmp_path: Path, options: list[str]) -> None:
+    train(tmp_path / "run", *options, "trainer.max_steps=2")
+
+
+@pytest.mark.parametrize("objective", ["masked_lm", "sentence_order", "bert"])
+def test_a_bert_is_evaluated_and_looked_into(tmp_path: Path, capsys: pytest.CaptureFixture[str], objective: str) -> None:
+    assert main(["pretrain", *tiny(*ANSWERS[objective]), f"output_dir={tmp_path / 'run'}"]) == 0
+    said = capsys.readouterr().out
+    assert ("the model fills in" in said) is (objective != "sentence_order")
+    assert main(["evaluate", f"model.checkpoint={tmp_path / 'run'}", "split=test", "pseudo_tokens=5"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    words = ["text=the quick [MASK] jumps."] if objective != "sentence_order" else ["text=the old man.", "second=my bell rings."]
+    assert main(["predict", f"model.checkpoint={tmp_path / 'run'}", *words]) == 0
+    assert "%" in capsys.readouterr().out
 
 
 def test_training_goes_on_from_the_weights_of_a_run(train: Train, tmp_path: Path, run: Path) -> None:
@@ -69,7 +95,7 @@ def test_validate_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_verb_was_forgotten() -> None:
-    assert set(VERBS) == {"pretrain", "evaluate", "generate", "validate"}
+    assert set(VERBS) == {"pretrain", "evaluate", "generate", "predict", "validate"}
 
 
 def test_final_opens_with_transformers_alone(run: Path) -> None:

@@ -117,7 +117,8 @@ def _in_order(model: Model, tokenizer: PreTrainedTokenizerBase, inputs: dict[str
         raise ConfigError("second: this model's family has no head for pairs of segments", allowed="BERT and its relatives, trained on pairs")
     judge = model.load(tokenizer, Head.sentence_order, resize=False).to(device).eval()
     with torch.no_grad():
-        logits = forward.sentence_logits(judge, forward.encode(judge, **{name: value.to(device) for name, value in inputs.items()}))
+        moved = {name: value.to(device) for name, value in inputs.items()}
+        logits = forward.sentence_logits(judge, forward.encode(judge, forward.reach(judge), **moved))
     probability = float(logits[0].float().softmax(-1)[0])
     print(f"the second segment follows the first: {probability:.2%}")
     return probability

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from llmtrain.data.tokenizer import Vocabulary
     from llmtrain.model.anatomy import Anatomy
 
 log = logging.getLogger("llmtrain")
@@ -474,7 +473,9 @@ def refuse_lacking(tokenizer: PreTrainedTokenizerBase, objective: Objective, pat
 
     lacking = tokens.vocabulary(tokenizer).lacks(objective.tokens)
     if lacking:
-        raise ConfigError(f"the tokenizer of {path} has no {' and no '.join(lacking)} token, which the objective needs", fix="another tokenizer.path, or another objective")
+        raise ConfigError(
+            f"the tokenizer of {path} has no {' and no '.join(lacking)} token, which the objective needs", fix="another tokenizer.path, or another objective"
+        )
 
 
 def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:

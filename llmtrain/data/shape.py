@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -60,8 +63,8 @@ def pack(documents: Iterable[tuple[Sequence[int], int]], length: int) -> Iterato
         yield block
 
 
-def windows(documents: Iterable[Sequence[int]], length: int, separator: int | None) -> Iterator[list[int]]:
-    """Cut documents into pieces of up to `length` ids, each id in exactly one piece.
+def windows(documents: Iterable[Sequence[Item]], length: int, separator: Item | None) -> Iterator[list[Item]]:
+    """Cut documents into pieces of up to `length` ids (or whatever their items are), each in exactly one piece.
 
     Args:
         separator: None: each document has pieces of its own, the last one shorter. An id: documents share pieces, and
@@ -71,7 +74,7 @@ def windows(documents: Iterable[Sequence[int]], length: int, separator: int | No
         for ids in documents:
             yield from (list(ids[i : i + length]) for i in range(0, len(ids), length))
         return
-    held: list[int] = []
+    held: list[Item] = []
     for ids in documents:
         if not ids:
             continue

@@ -31,8 +31,8 @@ def guesses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: 
 
     model.eval()
     with torch.no_grad():
-        encoded = forward.encode(model, **inputs)
-        logits = forward.vocabulary_logits(model, forward.Encoded(encoded.states[:, position : position + 1], encoded.pooled))
+        encoded = forward.encode(model, forward.reach(model), **inputs)
+        logits = forward.vocabulary_logits(model, encoded._replace(states=encoded.states[:, position : position + 1]))
     likeliest = logits[0, 0].float().softmax(-1).topk(min(top_k, logits.shape[-1]))
     return [Guess(i, tokenizer.decode([i]).strip(), p) for i, p in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)]
 

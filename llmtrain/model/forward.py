@@ -1,6 +1,6 @@
 """The short forward: body → positions that have a label → head → sum of losses. The modules stay the family's own.
 
-    encode(model, input_ids=…)                    the body alone: states (B, T, W), and the pooled first token
+    encode(model, reach(model), input_ids=…)      the body alone: states (B, T, W), and the pooled first token
     vocabulary_loss(model, states, labels)        the sum of cross entropies over the vocabulary
     vocabulary_scores(model, states, labels)      that sum, and how many labels were the likeliest token
     sentence_logits(model, encoded)               (B, 2) for pairs of segments
@@ -17,6 +17,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -34,11 +35,18 @@ ATTENTION = "llmtrain_cpu"  # the name under which transformers knows `cpu_atten
 ROWS = 64  # queries that attend at once
 LONGEST = 512  # tokens; above, what is kept for backward grows past what time it saves
 
-_FITS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-_READS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_REACH: WeakKeyDictionary[nn.Module, Reach] = WeakKeyDictionary()
 
 
 # --- body → head ---------------------------------------------------------------------------------------------------
+
+
+class Reach(Enum):
+    """How the family's logits come from its body's last hidden state."""
+
+    linear = "linear"  # one plain Linear of it: GPT-2, Llama
+    positionwise = "positionwise"  # an output layer on what a head makes of each position alone: BERT, RoBERTa
+    whole = "whole"  # anything else, so the whole head runs on all positions: Gemma 2 caps its logits
 
 
 class Encoded(NamedTuple):
@@ -46,44 +54,47 @@ class Encoded(NamedTuple):
 
     states: Tensor
     pooled: Tensor | None
+    reach: Reach
 
 
-def encode(model: PreTrainedModel, **inputs: Tensor) -> Encoded:
+def encode(model: PreTrainedModel, reach: Reach, **inputs: Tensor) -> Encoded:
     """The body without the head, called once for all heads.
+
+    What `reach(model)` says comes as an argument: a compiled graph breaks where it is asked, best before the body.
 
     Without a cache of keys and values: it costs memory, and with it transformers does not see document borders in
     position_ids.
     """
     body = model.base_model
     output = body(**inputs, **_no_cache(body))
-    return Encoded(output.last_hidden_state, getattr(output, "pooler_output", None))
+    return Encoded(output.last_hidden_state, getattr(output, "pooler_output", None), reach)
 
 
 def hidden_states(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
     """The last hidden state (B, T, W) of the body: what the head reads."""
-    return encode(model, **inputs).states
+    body = model.base_model
+    states: Tensor = body(**inputs, **_no_cache(body)).last_hidden_state
+    return states
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def vocabulary_loss(model: PreTrainedModel, encoded: Encoded, labels: Tensor) -> Tensor:
     """The sum of cross entropies of a language model's head, a scalar in fp32.
 
-    The head runs where there is a label and nowhere else: causal heads are a Linear, that of a masked LM has a layer
-    before it, and both are as good on some positions as on all. Families that do something else (`reads` says no) run
-    their head on all positions.
+    The head runs where there is a label and nowhere else, where the family allows it (`Reach`).
 
     Args:
         encoded: what the body made of the inputs.
         labels: (B, T), aligned with the logits; IGNORED where nothing is asked.
     """
-    if fits(model):
-        weight, bias = vocabulary_head(model)
-        return linear_cross_entropy(encoded.states.flatten(0, 1), weight, bias, labels.flatten())  # type: ignore[no-any-return]
-    if reads(model):
-        weight, bias = vocabulary_head(model)
-        hidden, asked = _asked(model, encoded.states, labels)
+    if encoded.reach is Reach.whole:
+        logits = vocabulary_logits(model, encoded).flatten(0, 1)
+        return F.cross_entropy(logits.float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    weight, bias = vocabulary_head(model)
+    if encoded.reach is Reach.positionwise:
+        hidden, asked = _asked(model, encoded, labels)
         return linear_cross_entropy(hidden, weight, bias, asked)  # type: ignore[no-any-return]
-    logits = vocabulary_logits(model, encoded).flatten(0, 1)
-    return F.cross_entropy(logits.float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return linear_cross_entropy(encoded.states.flatten(0, 1), weight, bias, labels.flatten())  # type: ignore[no-any-return]
 
 
 def vocabulary_scores(model: PreTrainedModel, encoded: Encoded, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,12 +108,12 @@ def vocabulary_scores(model: PreTrainedModel, encoded: Encoded, labels: Tensor) 
 
 def _labelled_logits(model: PreTrainedModel, encoded: Encoded, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (few, V) and labels (few,) of the positions that have one, a few at a time."""
-    if not (fits(model) or reads(model)):
+    if encoded.reach is Reach.whole:
         kept = labels.flatten() != IGNORED
         yield vocabulary_logits(model, encoded).flatten(0, 1)[kept], labels.flatten()[kept]
         return
     weight, bias = vocabulary_head(model)
-    hidden, asked = _asked(model, encoded.states, labels)
+    hidden, asked = _asked(model, encoded, labels)
     rows = max(1, LOGITS // len(weight))
     for x, y in zip(torch.split(hidden, rows), torch.split(asked, rows), strict=True):
         yield F.linear(x, weight, bias), y
@@ -115,17 +126,18 @@ def vocabulary_logits(model: PreTrainedModel, encoded: Encoded) -> Tensor:
     return logits
 
 
-def _asked(model: PreTrainedModel, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _asked(model: PreTrainedModel, encoded: Encoded, labels: Tensor) -> tuple[Tensor, Tensor]:
     """What the output layer reads (N, W) at the positions that have a label, and these labels (N,)."""
     kept = (labels.flatten() != IGNORED).nonzero().squeeze(1)  # on CUDA a synchronisation point
-    hidden = states.flatten(0, 1).index_select(0, kept)
-    return hidden if fits(model) else _read(model, hidden), labels.flatten()[kept]
+    hidden = encoded.states.flatten(0, 1).index_select(0, kept)
+    return _read(model, hidden) if encoded.reach is Reach.positionwise else hidden, labels.flatten()[kept]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def sentence_logits(model: PreTrainedModel, encoded: Encoded) -> Tensor:
     """Logits (B, 2) of a head on pairs of segments: class 0 is "in order", as in the published heads."""
     # No position is left for a vocabulary head that the model wears as well: it costs nothing.
-    output = _over(model, Encoded(encoded.states[:, :0], encoded.pooled))()
+    output = _over(model, encoded._replace(states=encoded.states[:, :0]))()
     for name in ("seq_relationship_logits", "sop_logits", "logits"):
         if name in output:
             logits: Tensor = output[name]
@@ -134,7 +146,7 @@ def sentence_logits(model: PreTrainedModel, encoded: Encoded) -> Tensor:
 
 
 def vocabulary_head(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-    """Weight (V, W) and bias (V,) of the output layer, for a model that `fits` or `reads`."""
+    """Weight (V, W) and bias (V,) of the output layer, where the head is not to be run `whole`."""
     head = model.get_output_embeddings()
     return head.weight, head.bias
 
@@ -150,9 +162,9 @@ class _Given(nn.Module):
         self.encoded = encoded
 
     def forward(self, *args: object, **kwargs: object) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
+        from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-        return BaseModelOutputWithPooling(last_hidden_state=self.encoded.states, pooler_output=self.encoded.pooled)
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=self.encoded.states, pooler_output=self.encoded.pooled)
 
 
 class _ReachedError(Exception):
@@ -178,7 +190,7 @@ def _read(model: PreTrainedModel, states: Tensor) -> Tensor:
 
     hook = model.get_output_embeddings().register_forward_pre_hook(stop)
     try:
-        _over(model, Encoded(states[None], states[:1]))()
+        _over(model, Encoded(states[None], states[:1], Reach.whole))()
     except _ReachedError:
         return found[0].squeeze(0)
     finally:
@@ -187,66 +199,42 @@ def _read(model: PreTrainedModel, states: Tensor) -> Tensor:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def reads(model: PreTrainedModel) -> bool:
-    """Whether the family's logits are its output layer on what `_read` finds at each position alone; asked once for each model."""
-    if model not in _READS:
-        _READS[model] = type(model.get_output_embeddings()) is nn.Linear and not model.config.is_encoder_decoder and _positionwise(model)
-    return _READS[model]
+def reach(model: PreTrainedModel) -> Reach:
+    """How a family's logits come from its body's last hidden state; asked once for each model, by a tiny pass.
 
-
-def _positionwise(model: PreTrainedModel) -> bool:
-    head, seen = model.get_output_embeddings(), []
-
-    def answer(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        seen.append(args[0])
-        return _ramp(output)
-
-    tiny = _tiny(head.weight.device)
-    with _evaluating(model), torch.no_grad(), torch.autocast(head.weight.device.type, enabled=False):
-        encoded = encode(model, **tiny)
-        hook = head.register_forward_hook(answer)
-        try:
-            output = model(**tiny, **_no_cache(model))
-        finally:
-            hook.remove()
-        logits = output.prediction_logits if "prediction_logits" in output else output.get("logits")
-        if len(seen) != 1 or logits is None or not torch.equal(logits, _ramp(logits)):
-            return False
-        try:
-            return torch.allclose(_read(model, encoded.states[0, 1:]), seen[0][0, 1:], rtol=1e-4, atol=1e-5)
-        except Exception:  # whatever a family's head does with a part of its body's work
-            return False
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def fits(model: PreTrainedModel) -> bool:
-    """Whether the family's logits are one plain Linear of the last hidden state; asked once for each model.
-
-    Not so where logits are capped (Gemma 2) or scaled (Cohere), or where the head has more layers (BERT). Found out
-    by one tiny pass in which the Linear answers with a ramp from -100 to 100: small logits would hide a cap.
+    In that pass the output layer answers with a ramp from -100 to 100: small logits would hide a cap (Gemma 2) or a scale (Cohere).
     """
-    if model not in _FITS:
-        _FITS[model] = type(model.get_output_embeddings()) is nn.Linear and not model.config.is_encoder_decoder and _plain(model)
-    return _FITS[model]
+    if model not in _REACH:
+        plain = type(model.get_output_embeddings()) is nn.Linear and not model.config.is_encoder_decoder
+        _REACH[model] = _probed(model) if plain else Reach.whole
+    return _REACH[model]
 
 
-def _plain(model: PreTrainedModel) -> bool:
+def _probed(model: PreTrainedModel) -> Reach:
     head, read = model.get_output_embeddings(), []
 
     def answer(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         read.append(args[0])
         return _ramp(output)
 
-    tiny = _tiny(head.weight.device)
-    with _evaluating(model), torch.no_grad():
-        states = hidden_states(model, **tiny)
+    device = head.weight.device
+    with _evaluating(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        states = hidden_states(model, **_tiny(device))
         hook = head.register_forward_hook(answer)
         try:
-            output = model(**tiny, **_no_cache(model))
+            output = model(**_tiny(device), **_no_cache(model))
         finally:
             hook.remove()
-    logits = output.get("logits")
-    return len(read) == 1 and logits is not None and torch.equal(read[0], states) and torch.equal(logits, _ramp(logits))
+        logits = output.prediction_logits if "prediction_logits" in output else output.get("logits")
+        if len(read) != 1 or logits is None or not torch.equal(logits, _ramp(logits)):
+            return Reach.whole
+        if torch.equal(read[0], states):
+            return Reach.linear
+        try:
+            alone = torch.allclose(_read(model, states[0, 1:]), read[0][0, 1:], rtol=1e-4, atol=1e-5)
+        except Exception:  # whatever a family's head does with a part of its body's work
+            alone = False
+        return Reach.positionwise if alone else Reach.whole
 
 
 def _tiny(device: torch.device) -> dict[str, Tensor]:

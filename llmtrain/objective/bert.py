@@ -82,7 +82,7 @@ class BERT(Objective):
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         from llmtrain.model import forward
 
-        encoded = forward.encode(model, **batch.inputs)
+        encoded = forward.encode(model, forward.reach(model), **batch.inputs)
         return {
             "masked_lm": forward.vocabulary_loss(model, encoded, batch.labels["masked_lm"]),
             "sentence_order": pairs.loss(forward.sentence_logits(model, encoded), batch.labels["sentence_order"]),
@@ -91,7 +91,7 @@ class BERT(Objective):
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         from llmtrain.model import forward
 
-        encoded = forward.encode(model, **batch.inputs)
+        encoded = forward.encode(model, forward.reach(model), **batch.inputs)
         loss, correct = forward.vocabulary_scores(model, encoded, batch.labels["masked_lm"])
         found = {"masked_lm": loss, "masked_lm_correct": correct}
         if "sentence_order" in batch.labels:  # a pseudo-likelihood does not ask

@@ -5,7 +5,7 @@ Devlin et al. 2018, section 3.1, task 1. Masks are drawn anew in every epoch and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -56,7 +56,9 @@ class MaskedLM(Masking, Objective):
 
         def make_words() -> Iterator[dict[str, Any]]:
             # A token and its word as one item, so that both are cut alike.
-            documents = (list(zip(*pair, strict=True)) for batch in rows.iter(TOKENIZER_BATCH) for pair in tokens.encode_words(tokenizer, batch["text"]))
+            documents: Iterable[list[tuple[int, int]]] = (
+                list(zip(*pair, strict=True)) for batch in rows.iter(TOKENIZER_BATCH) for pair in tokens.encode_words(tokenizer, batch["text"])
+            )
             between = None if separator is None else (separator, -1)
             for window in shape.windows(documents, max_length - 2, between):
                 ids, words = zip(*window, strict=True)
@@ -83,12 +85,12 @@ class MaskedLM(Masking, Objective):
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         from llmtrain.model import forward
 
-        return {"masked_lm": forward.vocabulary_loss(model, forward.encode(model, **batch.inputs), batch.labels["masked_lm"])}
+        return {"masked_lm": forward.vocabulary_loss(model, forward.encode(model, forward.reach(model), **batch.inputs), batch.labels["masked_lm"])}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         from llmtrain.model import forward
 
-        loss, correct = forward.vocabulary_scores(model, forward.encode(model, **batch.inputs), batch.labels["masked_lm"])
+        loss, correct = forward.vocabulary_scores(model, forward.encode(model, forward.reach(model), **batch.inputs), batch.labels["masked_lm"])
         return {"masked_lm": loss, "masked_lm_correct": correct}
 
     def metrics(self, totals: Totals) -> dict[str, float]:

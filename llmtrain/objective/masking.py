@@ -154,9 +154,7 @@ def target_entropy(examples: Dataset, row: Callable[[dict[str, Any]], Row], voca
     return entropy(counts)
 
 
-def one_by_one(
-    examples: Dataset, row: Callable[[dict[str, Any]], Row], vocabulary: Vocabulary, number: int | None, batch_size: int
-) -> Iterator[Batch]:
+def one_by_one(examples: Dataset, row: Callable[[dict[str, Any]], Row], vocabulary: Vocabulary, number: int | None, batch_size: int) -> Iterator[Batch]:
     """Batches in which each row hides one token and asks for it: Salazar et al. 2020, arXiv 1910.14659, equation 1."""
     import numpy as np
 

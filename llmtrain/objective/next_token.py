@@ -94,7 +94,7 @@ class NextToken(Objective):
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         from llmtrain.model import forward
 
-        encoded = forward.encode(model, **batch.inputs)
+        encoded = forward.encode(model, forward.reach(model), **batch.inputs)
         return {"next_token": forward.vocabulary_loss(model, encoded, batch.labels["next_token"])}
 
     def metrics(self, totals: Totals) -> dict[str, float]:

@@ -57,13 +57,13 @@ class SentenceOrder(Pairs, Objective):
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         from llmtrain.model import forward
 
-        logits = forward.sentence_logits(model, forward.encode(model, **batch.inputs))
+        logits = forward.sentence_logits(model, forward.encode(model, forward.reach(model), **batch.inputs))
         return {"sentence_order": pairs.loss(logits, batch.labels["sentence_order"])}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         from llmtrain.model import forward
 
-        logits = forward.sentence_logits(model, forward.encode(model, **batch.inputs))
+        logits = forward.sentence_logits(model, forward.encode(model, forward.reach(model), **batch.inputs))
         return pairs.scores(logits, batch.labels["sentence_order"])
 
     def metrics(self, totals: Totals) -> dict[str, float]:

@@ -11,10 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
     BertConfig,
     BertForMaskedLM,
     CohereConfig,
     CohereForCausalLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
     FalconConfig,
     FalconForCausalLM,
     Gemma2Config,
@@ -23,18 +29,38 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MobileBertConfig,
+    MobileBertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    MPNetConfig,
+    MPNetForMaskedLM,
     OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
 )
 
 from llmtrain.model import forward
+from llmtrain.model.forward import Reach
 
 V, W = 61, 32
 SMALL = {"vocab_size": V, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 WIDE = {**SMALL, "hidden_size": W, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8}
+ENCODER = {
+    "vocab_size": V,
+    "pad_token_id": 0,
+    "hidden_size": W,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.3,
+}
 
 
 def gpt2(dropout: float = 0.0, positions: int = 256) -> GPT2LMHeadModel:
@@ -57,17 +83,46 @@ def bert() -> BertForMaskedLM:
     return BertForMaskedLM(BertConfig(**small, max_position_embeddings=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.3))
 
 
-FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], bool]] = {
-    "gpt2": (gpt2, True),
+def distilbert() -> DistilBertForMaskedLM:
+    return DistilBertForMaskedLM(DistilBertConfig(vocab_size=V, dim=W, n_layers=2, n_heads=4, hidden_dim=48, dropout=0.0, attention_dropout=0.0))
+
+
+def electra() -> ElectraForMaskedLM:
+    return ElectraForMaskedLM(ElectraConfig(**ENCODER, embedding_size=16))
+
+
+def mobile() -> MobileBertForMaskedLM:
+    return MobileBertForMaskedLM(MobileBertConfig(**{**ENCODER, "hidden_size": 128, "embedding_size": 64}))
+
+
+def modern() -> ModernBertForMaskedLM:
+    return ModernBertForMaskedLM(ModernBertConfig(**ENCODER, global_attn_every_n_layers=2, cls_token_id=1, sep_token_id=2))
+
+
+FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], Reach]] = {
+    "gpt2": (gpt2, Reach.linear),
     "openai-gpt": (
         lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(**SMALL, n_positions=64, n_embd=W, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
-        True,
+        Reach.linear,
     ),
-    "llama": (lambda: LlamaForCausalLM(LlamaConfig(**WIDE)), True),
-    "opt": (opt, True),
-    "gemma2 caps its logits": (lambda: Gemma2ForCausalLM(Gemma2Config(**WIDE)), False),
-    "cohere scales its logits": (lambda: CohereForCausalLM(CohereConfig(**WIDE)), False),
-    "bert has a deeper head": (bert, False),
+    "llama": (lambda: LlamaForCausalLM(LlamaConfig(**WIDE)), Reach.linear),
+    "opt": (opt, Reach.linear),
+    "gemma2 caps its logits": (lambda: Gemma2ForCausalLM(Gemma2Config(**WIDE)), Reach.whole),
+    "cohere scales its logits": (lambda: CohereForCausalLM(CohereConfig(**WIDE)), Reach.whole),
+    "bert has a deeper head": (bert, Reach.positionwise),
+    "distilbert": (
+        distilbert,
+        Reach.positionwise,
+    ),
+    "roberta": (lambda: RobertaForMaskedLM(RobertaConfig(**ENCODER)), Reach.positionwise),
+    "electra has a narrower head": (electra, Reach.positionwise),
+    "mpnet": (lambda: MPNetForMaskedLM(MPNetConfig(**ENCODER)), Reach.positionwise),
+    "albert": (lambda: AlbertForMaskedLM(AlbertConfig(**{**ENCODER, "initializer_range": 0.1}, embedding_size=16)), Reach.positionwise),
+    "modernbert": (modern, Reach.positionwise),
+    "mobilebert has an output layer of two matrices": (
+        lambda: MobileBertForMaskedLM(MobileBertConfig(**{**ENCODER, "hidden_size": 128, "embedding_size": 64})),
+        Reach.whole,
+    ),
 }
 
 
@@ -78,6 +133,11 @@ def family(name: str) -> PreTrainedModel:
 
 def ids(rows: int = 2, length: int = 9) -> Tensor:
     return torch.randint(1, V, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def loss(model: PreTrainedModel, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The sum of losses by the short forward; without labels each token is asked for at its own place."""
+    return forward.vocabulary_loss(model, forward.encode(model, forward.reach(model), input_ids=tokens), tokens if labels is None else labels)
 
 
 def close(a: Tensor | None, b: Tensor | None, relative: float = 1e-6) -> bool:
@@ -105,11 +165,11 @@ class Seen(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_head_fits_exactly_where_the_logits_are_one_linear_of_the_last_state(name: str) -> None:
-    assert forward.fits(family(name)) is FAMILIES[name][1]
+def test_how_the_logits_come_from_the_last_state_is_found_out(name: str) -> None:
+    assert forward.reach(family(name)) is FAMILIES[name][1]
 
 
-@pytest.mark.parametrize("name", [name for name, (_, fits) in FAMILIES.items() if fits])
+@pytest.mark.parametrize("name", [name for name, (_, found) in FAMILIES.items() if found is Reach.linear])
 def test_the_head_on_the_hidden_states_gives_the_familys_logits(name: str) -> None:
     model = family(name)
     weight, bias = forward.vocabulary_head(model)
@@ -119,7 +179,7 @@ def test_the_head_on_the_hidden_states_gives_the_familys_logits(name: str) -> No
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_loss_and_its_gradients_are_those_of_the_familys_own_logits(name: str) -> None:
     model, labels = family(name), ids().masked_fill(ids() % 3 == 0, -100)
-    ours = forward.vocabulary_loss(model, {"input_ids": ids()}, labels)
+    ours = loss(model, ids(), labels)
     ours.backward()
     gradients = {n: p.grad for n, p in model.named_parameters()}
     model.zero_grad()
@@ -134,7 +194,7 @@ def test_asking_whether_a_head_fits_leaves_modes_and_random_state_alone() -> Non
     model = gpt2(dropout=0.5).train()
     model.transformer.h[0].eval()
     modes, state = [m.training for m in model.modules()], torch.get_rng_state()
-    assert forward.fits(model)
+    assert forward.reach(model) is Reach.linear
     assert modes == [m.training for m in model.modules()]
     assert torch.equal(state, torch.get_rng_state())
 
@@ -142,8 +202,8 @@ def test_asking_whether_a_head_fits_leaves_modes_and_random_state_alone() -> Non
 def test_a_compiled_model_gives_the_same_loss_and_gradients() -> None:
     model = gpt2()
     assert forward.use_cpu_attention(model)
-    compiled = torch.compile(lambda tokens: forward.vocabulary_loss(model, {"input_ids": tokens}, tokens), backend="eager")
-    plain, ours = forward.vocabulary_loss(model, {"input_ids": ids()}, ids()), compiled(ids())
+    compiled = torch.compile(lambda tokens: loss(model, tokens), backend="eager")
+    plain, ours = loss(model, ids()), compiled(ids())
     assert close(ours, plain)
     assert all(close(a, b, 1e-4) for a, b in zip(gradients(ours, *model.parameters()), gradients(plain, *model.parameters()), strict=True))
 
@@ -154,7 +214,7 @@ def test_a_wrapped_head_does_not_fit() -> None:
 
     model = gpt2()
     model.set_output_embeddings(Wrapped(W, V, bias=False))
-    assert not forward.fits(model)
+    assert forward.reach(model) is Reach.whole
 
 
 def test_the_body_runs_without_a_cache() -> None:
@@ -541,7 +601,12 @@ def test_recomputed_activations_draw_the_same_dropout() -> None:
 
     def run() -> list[Tensor]:
         torch.manual_seed(7)
-        return list(torch.autograd.grad(forward.vocabulary_loss(model, {"input_ids": ids(length=100)}, ids(length=100)), list(model.parameters())))
+        return list(
+            torch.autograd.grad(
+                loss(model, ids(length=100)),
+                list(model.parameters()),
+            )
+        )
 
     plain = run()
     model.activation_checkpointing_enable()

@@ -30,7 +30,7 @@ def objective(packing: bool = True, document_attention: bool = False) -> Objecti
 def batch_of(asked: Objective, tokenizer: PreTrainedTokenizerBase, length: int = 8) -> tuple[Dataset, Batch]:
     examples = asked.examples(Dataset.from_dict({"text": TEXTS}), tokenizer, length)
     rows = loader.read_rows(examples.with_format("arrow"), list(range(len(examples))))
-    return examples, asked.collate(rows, Draw(0, 0))
+    return examples, asked.collate(rows, Draw(0, 0), tokens.vocabulary(tokenizer))
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -80,7 +80,7 @@ def test_the_unigram_entropy_is_that_of_the_labels(tokenizer: PreTrainedTokenize
     counts = Counter(labels[labels != IGNORED].tolist())
     total = sum(counts.values())
     entropy = -sum(c / total * math.log(c / total) for c in counts.values())
-    assert asked.references(examples)["unigram_entropy"] == pytest.approx(entropy, rel=1e-9)
+    assert asked.references(examples, tokens.vocabulary(tokenizer))["unigram_entropy"] == pytest.approx(entropy, rel=1e-9)
 
 
 def test_a_setting_that_changes_nothing_is_named() -> None:
