@@ -95,6 +95,7 @@ class Pairs:
         texts = {
             "short": "{:,} of {:,} documents are too short for a pair of segments and are skipped",
             "uneven": "{:,} of {:,} runs of sentences cannot be split without lengths that tell the order, and are skipped",
+            "repeated": "{:,} of {:,} runs of sentences are equal to another and are skipped",
             "alone": "{:,} of {:,} runs of sentences match none of another document in length, and are skipped",
         }
         return [text.format(facts[name], facts["documents" if name == "short" else "runs"]) for name, text in texts.items() if facts.get(name)]
@@ -202,7 +203,8 @@ def _runs(
     from llmtrain.data import documents as docs, shape
     from llmtrain.data.sentences import sentences
 
-    count: Counter[str] = Counter(documents=0, short=0, runs=0, uneven=0)
+    count: Counter[str] = Counter(documents=0, short=0, runs=0, uneven=0, repeated=0)
+    seen: set[int] = set()
     for number, text in enumerate(text for batch in rows.iter(100) for text in batch["text"]):
         found = _encoded(tokenizer, sentences(text, language)[OPENING:], words)
         before = count["runs"]
@@ -213,7 +215,12 @@ def _runs(
                 count["uneven"] += 1
                 continue
             ids = [i for sentence, _ in found[first:stop] for i in sentence]
-            row = {"document": number, "ids": ids, "ends": ends.tolist(), "key": docs.key(" ".join(map(str, ids))), "length": len(ids) + 3}
+            key = docs.key(" ".join(map(str, ids)))
+            if key in seen:
+                count["repeated"] += 1
+                continue
+            seen.add(key)
+            row = {"document": number, "ids": ids, "ends": ends.tolist(), "key": key, "length": len(ids) + 3}
             yield {**row, "words": _joined([w for _, w in found[first:stop]])} if words else row
         count["documents"] += 1
         count["short"] += count["runs"] == before
