@@ -230,8 +230,11 @@ def _parse(key: str, value: str, text: str) -> Override:
     if key in LITERAL and not quoted:
         return literal
     try:
-        return OverridesParser.create().parse_override(text)
+        parsed = OverridesParser.create().parse_override(text)
+        return literal if key in LITERAL and parsed.is_sweep_override() else parsed  # 'a', 'b' is text with two quoted words
     except (HydraException, RecursionError) as error:
+        if key in LITERAL:
+            return literal
         if not set(value) & set("[]{}(),'\"$\n"):
             return literal
         _refuse_secret(key)

@@ -18,9 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llmtrain import trainer
 from llmtrain.errors import ConfigError
 from llmtrain.finetune.base import Phase
-from tests.conftest import TINY, Train, outcome
+from tests.conftest import ANSWERS, Train, outcome, tiny
 
 RAGGED = ("objective.packing=false", "trainer.log_every_steps=1")
+# Micro-batches with unequal numbers of targets, for each objective; pairs have one each.
+UNEQUAL = {name: (*answer, *(RAGGED if name == "next_token" else RAGGED[1:])) for name, answer in ANSWERS.items()}
+LOSSES = {
+    "next_token": ("loss_next_token",),
+    "masked_lm": ("loss_masked_lm",),
+    "sentence_order": ("loss_sentence_order",),
+    "bert": ("loss_masked_lm", "loss_sentence_order"),
+}
 
 
 def records(run: Path, *names: str) -> list[list[float]]:
@@ -30,39 +38,42 @@ def records(run: Path, *names: str) -> list[list[float]]:
 
 def launch(folder: Path, *overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """`llmtrain pretrain` with the tiny settings, in processes of its own."""
-    given = {o.split("=")[0] for o in overrides}
-    typed = [*(o for o in TINY if o.split("=")[0] not in given), *overrides, f"output_dir={folder}"]
+    typed = [*tiny(*overrides), f"output_dir={folder}"]
     command = [sys.executable, "-W", "ignore", "-m", "llmtrain", "pretrain", *typed]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env={**os.environ, "PYTHONPATH": str(Path.cwd())}, check=False)
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
-def test_micro_batches_give_the_loss_and_gradient_of_the_whole_batch(train: Train, tmp_path: Path, micro: int) -> None:
-    whole = records(train(tmp_path / "whole", *RAGGED), "loss_next_token", "grad_norm")
-    cut = records(train(tmp_path / "cut", *RAGGED, f"trainer.micro_batch_size={micro}"), "loss_next_token", "grad_norm")
+@pytest.mark.parametrize("objective", ANSWERS)
+def test_micro_batches_give_the_loss_and_gradient_of_the_whole_batch(train: Train, tmp_path: Path, objective: str, micro: int) -> None:
+    names, asked = (*LOSSES[objective], "grad_norm"), UNEQUAL[objective]
+    whole = records(train(tmp_path / "whole", *asked), *names)
+    cut = records(train(tmp_path / "cut", *asked, f"trainer.micro_batch_size={micro}"), *names)
     assert len(whole) == 6
     for a, b in zip(whole, cut, strict=True):
         assert b == pytest.approx(a, rel=1e-6)
 
 
-def test_ragged_data_is_ragged(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("objective", "term"), [("next_token", "next_token"), ("masked_lm", "masked_lm"), ("bert", "masked_lm")])
+def test_ragged_data_is_ragged(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, term: str) -> None:
     """Without this the test above could not fail: equal counts make the mean of means right."""
     seen: list[list[int]] = []
     real = trainer.Trainer._update
 
     def update(self: trainer.Trainer, batches: Any) -> Any:
-        seen.append([b.counts["next_token"] for b in batches])
+        seen.append([b.counts[term] for b in batches])
         return real(self, batches)
 
     monkeypatch.setattr(trainer.Trainer, "_update", update)
-    train(tmp_path / "run", *RAGGED, "trainer.micro_batch_size=2")
+    train(tmp_path / "run", *UNEQUAL[objective], "trainer.micro_batch_size=2")
     assert any(len(set(counts)) > 1 for counts in seen)
 
 
-def test_two_processes_give_the_losses_and_gradients_of_one(train: Train, tmp_path: Path) -> None:
-    names = ("loss_next_token", "grad_norm", "lr")
-    one = train(tmp_path / "one", *RAGGED)
-    done = launch(tmp_path / "two", *RAGGED, "devices=2", cwd=tmp_path)
+@pytest.mark.parametrize("objective", ANSWERS)
+def test_two_processes_give_the_losses_and_gradients_of_one(train: Train, tmp_path: Path, objective: str) -> None:
+    names, asked = (*LOSSES[objective], "grad_norm", "lr"), UNEQUAL[objective]
+    one = train(tmp_path / "one", *asked)
+    done = launch(tmp_path / "two", *asked, "devices=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for a, b in zip(records(one, *names), records(tmp_path / "two", *names), strict=True):
         assert b == pytest.approx(a, rel=1e-6)
@@ -71,8 +82,9 @@ def test_two_processes_give_the_losses_and_gradients_of_one(train: Train, tmp_pa
     assert done.stdout.count("starting from step 0") == 1
 
 
-def test_two_processes_resume_exactly(tmp_path: Path) -> None:
-    steady = ("schedule=constant", "devices=2", "model.dropout=0.1")
+@pytest.mark.parametrize("objective", ANSWERS)
+def test_two_processes_resume_exactly(tmp_path: Path, objective: str) -> None:
+    steady = (*ANSWERS[objective], "schedule=constant", "devices=2", "model.dropout=0.1")
     assert launch(tmp_path / "unbroken", *steady, cwd=tmp_path).returncode == 0
     assert launch(tmp_path / "broken", *steady, "trainer.max_steps=3", cwd=tmp_path).returncode == 0
     again = launch(tmp_path / "broken", *steady, cwd=tmp_path)

@@ -43,6 +43,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(bool(self.text.strip()), "text", self.text, f"a sentence, such as 'The {MASK} of a list.'")
+        require(self.second is None or bool(self.second.strip()), "second", self.second, "a segment of text, or null")
         require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
         runtime.single(self.device, self.threads, runtime.Precision.fp32)  # checks device and threads
 
@@ -87,12 +88,37 @@ def _predict(model: Model, settings: Settings) -> None:
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, settings: Settings, positions: int | None) -> dict[str, Any]:
     """Arguments of the body, each (1, T)."""
-    texts = [text.replace(MASK, tokenizer.mask_token or MASK) for text in (settings.text, settings.second) if text is not None]
-    inputs = dict(tokenizer(*texts, return_tensors="pt", verbose=False))
-    length = inputs["input_ids"].shape[1]
+    import torch
+
+    from llmtrain.data import tokenizer as tokens
+
+    # Framed as in training, whatever the tokenizer's own template is.
+    words = tokens.vocabulary(tokenizer)
+    ids, types = [words.start], [0]
+    for segment, text in enumerate(text for text in (settings.text, settings.second) if text is not None):
+        part = [*_with_masks(tokenizer, text), words.separator]
+        ids += part
+        types += [segment] * len(part)
+    inputs = {"input_ids": torch.tensor([ids])}
+    if settings.second is not None:
+        inputs["token_type_ids"] = torch.tensor([types])
+    length = len(ids)
     if positions is not None and length > positions:
         raise ConfigError(f"the text has {length} tokens, the model reads at most {positions}", fix="a shorter text")
     return inputs
+
+
+def _with_masks(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text with the mask where it says so; whatever else it spells out is text."""
+    from llmtrain.data import tokenizer as tokens
+
+    if tokenizer.mask_token_id is None:
+        return tokens.encode(tokenizer, [text])[0]
+    mask = tokenizer.added_tokens_decoder[tokenizer.mask_token_id]
+    pieces = text.replace(tokenizer.mask_token, MASK).split(MASK)
+    pieces = [piece.rstrip() if mask.lstrip and i < len(pieces) - 1 else piece for i, piece in enumerate(pieces)]
+    first, *rest = tokens.encode(tokenizer, pieces)
+    return [*first, *(i for ids in rest for i in (tokenizer.mask_token_id, *ids))]
 
 
 def _filled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, Any], place: int, top_k: int, number: int) -> dict[str, float]:

@@ -552,7 +552,9 @@ def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, 
     content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     content |= {"device": machine.device, "devices": str(machine.world), "threads": str(machine.threads), "precision": machine.precision.name}
     content["trainer"]["micro_batch_size"] = job.micro_size
-    content["tokenizer"]["algorithm"] = "loaded" if built.tokenizer.path or built.model.tokenizer_path else built.model.tokenizer_algorithm
+    content["tokenizer"]["algorithm"] = (
+        "loaded" if built.tokenizer.path or built.model.tokenizer_path else built.tokenizer.trained(built.model.tokenizer_algorithm)
+    )
     content["derived"] = {
         "total_steps": job.total_steps,
         "total_tokens": job.total_tokens,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def sentences(text: str, language: str) -> list[str]:
     """The sentences of a text in its order, without surrounding white space; a blank line always ends one.
@@ -11,5 +13,5 @@ def sentences(text: str, language: str) -> list[str]:
     """
     import sentencex
 
-    found = (sentence.strip() for paragraph in text.split("\n\n") for sentence in sentencex.segment(language, paragraph))
+    found = (sentence.strip() for paragraph in re.split(r"\n\s*\n", text) for sentence in sentencex.segment(language, paragraph))
     return [sentence for sentence in found if sentence]

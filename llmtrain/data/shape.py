@@ -68,7 +68,7 @@ def windows(documents: Iterable[Sequence[Item]], length: int, separator: Item | 
 
     Args:
         separator: None: each document has pieces of its own, the last one shorter. An id: documents share pieces, and
-            it stands between two of them.
+            it stands between two of them, but neither begins nor ends a piece.
     """
     if separator is None:
         for ids in documents:
@@ -76,12 +76,11 @@ def windows(documents: Iterable[Sequence[Item]], length: int, separator: Item | 
         return
     held: list[Item] = []
     for ids in documents:
-        if not ids:
-            continue
-        held += [*([separator] if held else []), *ids]
+        held += [*([separator] if held and ids else []), *ids]
         while len(held) >= length:
-            yield held[:length]
-            held = held[length:]
+            piece, held = held[:length], held[length:]
+            yield piece[:-1] if piece[-1] == separator else piece
+            held = held[1:] if held and held[0] == separator else held
     if held:
         yield held
 

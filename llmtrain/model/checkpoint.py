@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llmtrain")
 
+# Families whose position ids begin at pad_token_id + 1: transformers' create_position_ids_from_input_ids.
+BEHIND_PADDING = {
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
 FOLDER = "a Hugging Face folder with config.json and model.safetensors, of a family that transformers knows; the folder of a run; or a hub name"
 
 
@@ -95,7 +100,10 @@ class Checkpoint(Model):
     @property
     def positions(self) -> int | None:
         found = getattr(self._config, "max_position_embeddings", None)
-        return found if isinstance(found, int) and found > 0 else None
+        if not (isinstance(found, int) and found > 0):
+            return None
+        # RoBERTa and its kin count positions from behind the row of the padding token (fairseq's numbering).
+        return found - (self._config.pad_token_id + 1 if self._config.model_type in BEHIND_PADDING else 0)
 
     @property
     def width(self) -> int | None:
@@ -182,7 +190,15 @@ class Checkpoint(Model):
                 fix="are these the weights of another architecture? config.json decides which one is built",
             )
         if unused:
-            log.warning("%s: %d tensors of the file have no place in %s and are left out: %s", folder, len(unused), type(model).__name__, ", ".join(unused[:3]))
+            # A model with two heads is often loaded with one of them: that is not worth a warning.
+            log.log(
+                logging.INFO if _is_head(model, unused) else logging.WARNING,
+                "%s: %d tensors of the file have no place in %s and are left out: %s",
+                folder,
+                len(unused),
+                type(model).__name__,
+                ", ".join(unused[:3]),
+            )
         return model
 
 

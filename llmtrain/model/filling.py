@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,12 @@ def guesses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: 
         encoded = forward.encode(model, forward.reach(model), **inputs)
         logits = forward.vocabulary_logits(model, encoded._replace(states=encoded.states[:, position : position + 1]))
     likeliest = logits[0, 0].float().softmax(-1).topk(min(top_k, logits.shape[-1]))
-    return [Guess(i, tokenizer.decode([i]).strip(), p) for i, p in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)]
+    ids = likeliest.indices.tolist()
+    texts = [tokenizer.decode([i]).strip() for i in ids]
+    times = Counter(texts)
+    # Tokens that read alike ("x", " x", halves of characters) go by the name that the vocabulary has for them.
+    names = [tokenizer.convert_ids_to_tokens(i) if times[text] > 1 else text for i, text in zip(ids, texts, strict=True)]
+    return [Guess(i, name, p) for i, name, p in zip(ids, names, likeliest.values.tolist(), strict=True)]
 
 
 def around(tokenizer: PreTrainedTokenizerBase, ids: list[int], position: int, tokens: int) -> tuple[str, str]:

@@ -254,21 +254,19 @@ def _matched(runs: Dataset) -> Generator[dict[str, Any], None, dict[str, Any]]:
     lengths, documents = np.asarray(runs["length"]), np.asarray(runs["document"])
     ends = [np.asarray(e) for e in runs["ends"]]
     shuffled = generator(0, "partners").permutation(len(runs))
+    partners: dict[int, int] = {}
     waiting: list[int] = []
-    alone = 0
-    columns = [c for c in runs.column_names if c not in ("document", "length")]
-    for i in shuffled[np.argsort(lengths[shuffled], kind="stable")]:  # neighbours are about as long
+    for i in map(int, shuffled[np.argsort(lengths[shuffled], kind="stable")]):  # neighbours are about as long
         partner = next((j for j in waiting if documents[j] != documents[i] and len(matches(ends[i], ends[j]))), None)
         if partner is None:
-            waiting.append(int(i))
-            alone += len(waiting) > LOOK_BACK
-            waiting = waiting[-LOOK_BACK:]
+            waiting = [*waiting, i][-LOOK_BACK:]
             continue
         waiting.remove(partner)
-        one, other = runs[int(i)], runs[partner]
-        for a, b in ((one, other), (other, one)):
-            yield {**a, **{f"other_{c}": b[c] for c in columns}}
-    return {**store.facts(runs), "alone": alone + len(waiting)}
+        partners |= {i: partner, partner: i}
+    columns = [c for c in runs.column_names if c not in ("document", "length")]
+    for i in sorted(partners):  # in the order of the documents: the first rows are no particular ones
+        yield {**runs[i], **{f"other_{c}": value for c, value in runs[partners[i]].items() if c in columns}}
+    return {**store.facts(runs), "alone": len(runs) - len(partners)}
 
 
 LOOK_BACK = 50  # runs that wait for a partner

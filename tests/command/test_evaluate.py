@@ -15,7 +15,7 @@ import yaml
 
 from llmtrain.cli import main
 from llmtrain.data import tokenizer as tokens
-from tests.conftest import TINY, realdata
+from tests.conftest import ANSWERS, TINY, realdata, tiny
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +202,96 @@ def test_the_runs_config_is_left_as_it_is(evaluate: Evaluate, run: Path) -> None
     before = yaml.safe_load((run / "config.yaml").read_text())
     evaluate("data.seed=5")
     assert yaml.safe_load((run / "config.yaml").read_text()) == before
+
+
+# --- masked language models -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny masked LM, trained a little."""
+    folder = tmp_path_factory.mktemp("evaluate") / "masked"
+    assert main(["pretrain", *tiny(*ANSWERS["masked_lm"]), f"output_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def evaluate_masked(masked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Evaluate:
+    return Evaluate(masked, tmp_path, capsys)
+
+
+# Several lengths, so that batches are ragged; ☃ is unknown to the tokenizer, and what is unknown is not asked.
+LINES = ["the quick fox jumps over a lazy dog .", "my old bell", "that small bird sings ☃ near the warm coat . a green tree grows behind my star ."]
+
+
+def on_lines(folder: Path) -> list[str]:
+    (folder / "lines.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in LINES))
+    return ["data=text", *(f"data.{split}={folder / 'lines.jsonl'}" for split in ("train", "test")), "data.max_length=48", "split=test"]
+
+
+def test_a_masked_lm_gets_the_same_numbers_every_time_and_those_of_the_end_of_training(evaluate_masked: Evaluate, masked: Path) -> None:
+    first = evaluate_masked("pseudo_tokens=50")
+    written = evaluate_masked.output.read_bytes()
+    assert evaluate_masked("pseudo_tokens=50") == first
+    assert evaluate_masked.output.read_bytes() == written
+    trained = json.loads((masked / "run.json").read_text())
+    assert {name: first[name] for name in trained["validation"]} == pytest.approx(trained["validation"], rel=1e-6)
+    assert first["unigram_entropy"] == trained["references"]["unigram_entropy"]
+    assert set(first) == {"model", "split", "loss", "accuracy", "unigram_entropy", "pseudo_perplexity", "pseudo_perplexity_tokens", "masked_lm_targets"}
+
+
+def test_the_batch_size_changes_no_number_of_a_masked_lm(evaluate_masked: Evaluate) -> None:
+    one, many = (evaluate_masked("pseudo_tokens=40", "max_samples=6", f"batch_size={size}") for size in (1, 1000))
+    names = ("loss", "accuracy", "pseudo_perplexity", "pseudo_perplexity_tokens", "unigram_entropy", "masked_lm_targets")
+    assert [one[name] for name in names] == pytest.approx([many[name] for name in names], rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_pseudo_perplexity_is_that_of_hiding_each_token_alone(evaluate_masked: Evaluate, masked: Path, tmp_path: Path, batch_size: int) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    numbers = evaluate_masked(*on_lines(tmp_path), "pseudo_tokens=null", f"batch_size={batch_size}")
+    tokenizer, model = tokens.load(str(masked / "final")), AutoModelForMaskedLM.from_pretrained(masked / "final").eval()
+    losses: list[float] = []
+    for line in LINES:
+        ids = torch.tensor([tokenizer(line)["input_ids"]])
+        for place in (i for i in range(ids.shape[1]) if int(ids[0, i]) not in tokenizer.all_special_ids):
+            hidden = ids.clone()
+            hidden[0, place] = tokenizer.mask_token_id
+            with torch.no_grad():
+                losses.append(float(F.cross_entropy(model(hidden).logits[0, place], ids[0, place])))
+    assert numbers["pseudo_perplexity_tokens"] == len(losses) > 25
+    assert numbers["pseudo_perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
+
+
+def test_pseudo_tokens_asks_so_many_and_never_more_than_there_are(evaluate_masked: Evaluate, tmp_path: Path) -> None:
+    asked = {n: evaluate_masked(*on_lines(tmp_path), f"pseudo_tokens={n}") for n in ("5", "9999", "null")}
+    assert asked["5"]["pseudo_perplexity_tokens"] == 5
+    assert asked["9999"] == asked["null"]
+    assert asked["5"]["pseudo_perplexity"] != asked["null"]["pseudo_perplexity"]
+
+
+def test_with_no_pseudo_tokens_it_is_left_out_and_nothing_else_changes(evaluate_masked: Evaluate) -> None:
+    without, some = evaluate_masked("pseudo_tokens=0"), evaluate_masked("pseudo_tokens=3")
+    assert {name for name in some if name not in without} == {"pseudo_perplexity", "pseudo_perplexity_tokens"}
+    assert {name: some[name] for name in without} == without
+
+
+def test_a_causal_model_has_no_pseudo_perplexity(evaluate: Evaluate) -> None:
+    assert not [name for name in evaluate("pseudo_tokens=null") if "pseudo" in name]
+
+
+def test_pseudo_tokens_below_0_are_refused(masked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", f"model.checkpoint={masked}", "pseudo_tokens=-1"]) == 2
+    assert "allowed: 0 or more, or null" in capsys.readouterr().err
+
+
+def test_a_model_with_both_heads_has_the_numbers_of_both_and_a_pseudo_perplexity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", *tiny(*ANSWERS["bert"], "trainer.max_steps=1"), f"output_dir={tmp_path / 'run'}"]) == 0
+    numbers = Evaluate(tmp_path / "run", tmp_path, capsys)("pseudo_tokens=20", "max_samples=5")
+    assert numbers["loss"] == pytest.approx(numbers["masked_lm_loss"] + numbers["sentence_order_loss"], rel=1e-6)
+    assert numbers["sentence_order_targets"] == 5
+    assert numbers["pseudo_perplexity_tokens"] == 20
 
 
 @pytest.mark.realdata

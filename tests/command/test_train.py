@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from llmtrain.callback.progress import Progress
 from llmtrain.errors import CheckpointError, ConfigError, NonFiniteError, Stopped
-from tests.conftest import Train, outcome
+from tests.conftest import ANSWERS, Train, outcome
 
 DROPOUT = "model.dropout=0.1"
 MICRO = "trainer.micro_batch_size=4"
@@ -40,27 +42,67 @@ def test_another_seed_gives_other_bits(train: Train, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", range(1, 6))
-def test_a_run_stopped_at_any_step_and_resumed_repeats_the_unbroken_one(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    unbroken = outcome(train(tmp_path / "unbroken", DROPOUT, MICRO))
+@pytest.mark.parametrize("objective", ANSWERS)
+def test_a_run_stopped_at_any_step_and_resumed_repeats_the_unbroken_one(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, step: int
+) -> None:
+    asked = (*ANSWERS[objective], DROPOUT, MICRO)
+    unbroken = outcome(train(tmp_path / "unbroken", *asked))
     with monkeypatch.context() as patch:
         stop_after(patch, step)
         with pytest.raises(Stopped):
-            train(tmp_path / "broken", DROPOUT, MICRO)
+            train(tmp_path / "broken", *asked)
     assert (tmp_path / "broken" / "checkpoints" / f"step-{step:08d}").is_dir()
-    assert outcome(train(tmp_path / "broken", DROPOUT, MICRO)) == unbroken
+    assert outcome(train(tmp_path / "broken", *asked)) == unbroken
 
 
-def test_the_number_of_workers_changes_no_bit_and_resumes_exactly(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unbroken = outcome(train(tmp_path / "unbroken", DROPOUT, MICRO))
+@pytest.mark.parametrize("step", range(1, 6))
+@pytest.mark.parametrize("objective", ["next_token", "bert"])
+def test_a_run_of_short_and_then_long_sequences_resumes_exactly_on_both_sides_of_the_change(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], objective: str, step: int
+) -> None:
+    short = "data.short_length=8" if objective == "next_token" else "data.short_length=30"
+    asked = (*ANSWERS[objective], DROPOUT, MICRO, short, "data.short_fraction=0.5", "trainer.log_every_steps=1")
+    unbroken = outcome(train(tmp_path / "unbroken", *asked))
+    assert "step 3: from here on sequences of up to" in capsys.readouterr().out
+    tokens = [record["tokens"] for record in unbroken["metrics"] if "lr" in record]
+    assert tokens[2] < tokens[5] - tokens[2]  # three updates of short sequences, three of long ones
+    resolved = yaml.safe_load((tmp_path / "unbroken" / "resolved.yaml").read_text())["derived"]
+    assert tokens[-1] == resolved["total_tokens"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Stopped):
+            train(tmp_path / "broken", *asked)
+    assert outcome(train(tmp_path / "broken", *asked)) == unbroken
+
+
+@pytest.mark.parametrize("budget", ["trainer.max_epochs=1.5", "trainer.max_tokens=3000"])
+def test_a_budget_spans_both_lengths(train: Train, tmp_path: Path, budget: str) -> None:
+    asked = ("data.short_length=8", "data.short_fraction=0.75", budget, "trainer.log_every_steps=1", "evaluation.every_steps=null")
+    records = [record for record in outcome(train(tmp_path / "run", *asked))["metrics"] if "lr" in record]
+    resolved = yaml.safe_load((tmp_path / "run" / "resolved.yaml").read_text())["derived"]
+    assert (len(records), records[-1]["tokens"]) == (resolved["total_steps"], resolved["total_tokens"])
+    if "tokens" in budget:
+        assert records[-1]["tokens"] >= 3000 > records[-2]["tokens"]
+    else:
+        short, long = (int(number) for number in resolved["train_sequences"].split("+"))
+        assert len(records) == round(1.5 / (0.75 / -(-short // 8) + 0.25 / -(-long // 8)))
+
+
+@pytest.mark.parametrize("objective", ANSWERS)
+def test_the_number_of_workers_changes_no_bit_and_resumes_exactly(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str) -> None:
+    asked = (*ANSWERS[objective], DROPOUT, MICRO)
+    unbroken = outcome(train(tmp_path / "unbroken", *asked))
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(Stopped):
-            train(tmp_path / "broken", DROPOUT, MICRO, "data.num_workers=2")
-    assert outcome(train(tmp_path / "broken", DROPOUT, MICRO, "data.num_workers=2")) == unbroken
+            train(tmp_path / "broken", *asked, "data.num_workers=2")
+    assert outcome(train(tmp_path / "broken", *asked, "data.num_workers=2")) == unbroken
 
 
-def test_resume_under_bf16_is_exact_too(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bf16 = ("precision=bf16", "model.hidden_size=32", DROPOUT)
+@pytest.mark.parametrize("objective", ANSWERS)
+def test_resume_under_bf16_is_exact_too(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str) -> None:
+    bf16 = (*ANSWERS[objective], "precision=bf16", "model.hidden_size=32", DROPOUT)
     monkeypatch.setattr("llmtrain.runtime.has_bf16", lambda device: True)
     unbroken = outcome(train(tmp_path / "unbroken", *bf16))
     with monkeypatch.context() as patch:
@@ -71,9 +113,26 @@ def test_resume_under_bf16_is_exact_too(train: Train, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("every", ["1", "null"])
-def test_how_often_is_evaluated_changes_no_weight(train: Train, tmp_path: Path, every: str) -> None:
-    usual = outcome(train(tmp_path / "usual", DROPOUT))
-    assert outcome(train(tmp_path / "other", DROPOUT, f"evaluation.every_steps={every}"))["final"] == usual["final"]
+@pytest.mark.parametrize("objective", ANSWERS)
+def test_how_often_is_evaluated_changes_no_weight(train: Train, tmp_path: Path, objective: str, every: str) -> None:
+    usual = outcome(train(tmp_path / "usual", *ANSWERS[objective], DROPOUT))
+    assert outcome(train(tmp_path / "other", *ANSWERS[objective], DROPOUT, f"evaluation.every_steps={every}"))["final"] == usual["final"]
+
+
+def test_an_example_that_stands_in_a_held_out_split_is_not_trained_on(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Two documents that differ in their first sentence alone: their runs of sentences are equal.
+    common = " ".join(f"This is sentence {i} of the passage that both share." for i in range(30))
+    others = [" ".join(f"Document {d} says {i} things here." for i in range(30)) for d in range(20)]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in [f"Here it is. {common}", *others]))
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": f"There it was. {common}"}))
+    data = ("data=text", f"data.train={tmp_path / 'train.jsonl'}", f"data.validation={tmp_path / 'validation.jsonl'}")
+    asked = [o for o in ANSWERS["sentence_order"] if not o.startswith(("data.documents", "data.words"))]
+    train(tmp_path / "run", *asked, *data, "trainer.max_steps=2")
+    said = capsys.readouterr().out
+    dropped = int(re.search(r"(\d+) training examples also stand in a held-out split", said)[1])  # type: ignore[index]
+    assert dropped > 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "finished"
 
 
 def test_a_stop_during_an_evaluation_loses_neither_it_nor_a_bit(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

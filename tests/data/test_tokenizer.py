@@ -8,9 +8,11 @@ import logging
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -276,6 +278,113 @@ def test_the_share_of_unknown_tokens_is_counted() -> None:
     tokenizer = trained(Algorithm.wordpiece)
     assert tokens.unknown_share(tokenizer, ["a fox ☃ ☃"]) == pytest.approx(2 / len(tokens.encode(tokenizer, ["a fox ☃ ☃"])[0]))
     assert tokens.unknown_share(tokenizer, []) == 0
+
+
+# --- the vocabulary that batches are made with ----------------------------------------------------------------------
+
+
+def test_the_roles_of_a_bpe_are_those_of_a_causal_model() -> None:
+    words = tokens.vocabulary(trained(Algorithm.bpe))
+    assert words == tokens.Vocabulary(size=300, end=0, start=0, separator=0, mask=None, special=(0, 1))
+
+
+def test_the_roles_of_a_wordpiece_are_those_of_bert() -> None:
+    words = tokens.vocabulary(trained(Algorithm.wordpiece))
+    assert words == tokens.Vocabulary(size=150, end=None, start=2, separator=3, mask=4, special=(0, 1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("algorithm", TRAINED)
+def test_a_plain_id_is_never_special_and_every_other_is(algorithm: Algorithm) -> None:
+    tokenizer = trained(algorithm)
+    words = tokens.vocabulary(tokenizer)
+    everything = np.arange(len(tokenizer))
+    assert sorted([*words.plain, *words.special]) == list(everything)
+    assert set(words.special) >= set(tokenizer.all_special_ids)
+    assert not words.is_special(words.plain).any()
+    assert everything[words.is_special(everything)].tolist() == list(words.special)
+    assert words.is_special(everything.reshape(2, -1)).shape == (2, len(tokenizer) // 2)
+
+
+@pytest.mark.parametrize("algorithm", TRAINED)
+def test_a_token_added_as_special_is_special_and_one_added_as_a_word_is_not(algorithm: Algorithm) -> None:
+    tokenizer = trained(algorithm)
+    before = tokens.vocabulary(tokenizer)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.add_tokens(["<unheard>"], special_tokens=True)
+    after = tokens.vocabulary(tokenizer)
+    assert set(after.special) - set(before.special) == {tokenizer.convert_tokens_to_ids("<unheard>")}
+    assert set(after.plain) - set(before.plain) == {tokenizer.convert_tokens_to_ids("zebra")}
+
+
+@pytest.mark.parametrize("algorithm", TRAINED)
+def test_the_vocabulary_is_the_same_after_saving(algorithm: Algorithm, tmp_path: Path) -> None:
+    trained(algorithm).save_pretrained(tmp_path)
+    assert tokens.vocabulary(tokens.load(str(tmp_path))) == tokens.vocabulary(trained(algorithm))
+
+
+@pytest.mark.parametrize("algorithm", TRAINED)
+def test_what_a_trained_tokenizer_is_said_to_have_it_has_and_no_more(algorithm: Algorithm) -> None:
+    words = tokens.vocabulary(trained(algorithm))
+    assert {name for name in tokens.TOKENS if getattr(words, name) is not None} == tokens.TRAINED[algorithm.name]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "names", "lacking"),
+    [
+        (Algorithm.bpe, ("start", "separator", "mask"), ["mask ([MASK])"]),
+        (Algorithm.bpe, ("end", "start"), []),
+        (Algorithm.wordpiece, ("start", "separator", "mask"), []),
+        (Algorithm.wordpiece, ("end",), ["end-of-text"]),
+        (Algorithm.wordpiece, (), []),
+    ],
+)
+def test_what_is_lacking_is_said_in_words(algorithm: Algorithm, names: tuple[str, ...], lacking: list[str]) -> None:
+    assert tokens.vocabulary(trained(algorithm)).lacks(names) == lacking
+
+
+def test_the_id_0_is_there_though_it_counts_as_false() -> None:
+    assert tokens.Vocabulary(size=2, end=0, start=0, separator=0, mask=0, special=(0,)).lacks(tokens.TOKENS) == []
+
+
+# --- words and their pieces -----------------------------------------------------------------------------------------
+
+WRITTEN = ["the unquickest fox123, naïve; word5 — 中文 🙂 ☃", "", "fox", "the fox's [MASK] <|endoftext|>", "  two  spaces \n and a line "]
+
+
+@pytest.mark.parametrize("algorithm", TRAINED)
+def test_with_words_the_ids_are_the_same(algorithm: Algorithm) -> None:
+    tokenizer = trained(algorithm)
+    assert [ids for ids, _ in tokens.encode_words(tokenizer, WRITTEN)] == tokens.encode(tokenizer, WRITTEN)
+    assert tokens.encode_words(tokenizer, []) == []
+
+
+@pytest.mark.parametrize("algorithm", TRAINED)
+def test_word_numbers_rise_from_0_without_gaps(algorithm: Algorithm) -> None:
+    found = tokens.encode_words(trained(algorithm), WRITTEN)
+    for ids, words in found:
+        assert len(words) == len(ids)
+        assert words[:1] == [0][: len(ids)]
+        assert {b - a for a, b in pairwise(words)} <= {0, 1}
+    assert sum(len(words) - len(set(words)) for _, words in found) > 5  # some words have several pieces
+
+
+def test_the_pieces_of_a_word_share_its_number_and_others_do_not() -> None:
+    tokenizer = trained(Algorithm.wordpiece)
+    for ids, words in tokens.encode_words(tokenizer, WRITTEN):
+        pieces = tokenizer.convert_ids_to_tokens(ids)
+        assert [a == b for a, b in pairwise(words)] == [piece.startswith("##") for piece in pieces[1:]]
+
+
+def test_in_a_bpe_a_word_begins_where_gpt2_splits() -> None:
+    tokenizer = trained(Algorithm.bpe)
+    [(ids, words)] = tokens.encode_words(tokenizer, ["the unquickest fox123, naïve"])
+    texts = [tokenizer.decode([i for i, w in zip(ids, words, strict=True) if w == number]) for number in range(words[-1] + 1)]
+    assert texts == ["the", " unquickest", " fox", "123", ",", " naïve"]
+
+
+def test_a_token_of_no_word_is_one_of_its_own() -> None:
+    assert tokens._words([None, None, 0, 0, None, 0, 1, 1, None]) == [0, 1, 2, 2, 3, 4, 5, 5, 6]
+    assert tokens._words([]) == []
 
 
 # --- padding and identity -----------------------------------------------------------------------------------------

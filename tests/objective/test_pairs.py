@@ -128,13 +128,17 @@ def encoded(text: str) -> list[list[int]]:
     return [ids for ids in tokens.encode(tokenizer(), sentences(text, "en")) if ids]
 
 
+def flat(sentences: list[list[int]]) -> list[int]:
+    return [i for ids in sentences for i in ids]
+
+
 def halves(documents: list[list[list[int]]]) -> Iterator[tuple[list[int], list[int], int]]:
     """Segments as one would make them at first: the first fills half of what there is room for, the second the rest."""
     draw = generator(0, "naive")
     for found in documents:
         for first, stop in shape.runs([len(ids) for ids in found], BUDGET):
             split = next((i for i in range(first + 1, stop) if sum(map(len, found[first:i])) >= BUDGET // 2), stop - 1)
-            segments = [sum(found[first:split], []), sum(found[split:stop], [])]
+            segments = [flat(found[first:split]), flat(found[split:stop])]
             label = int(draw.integers(2))
             yield segments[label], segments[1 - label], label
 
@@ -145,9 +149,9 @@ def bert_random(documents: list[list[list[int]]]) -> Iterator[tuple[list[int], l
     for number, found in enumerate(documents):
         for first, stop in shape.runs([len(ids) for ids in found], BUDGET):
             split = int(draw.integers(first + 1, stop))
-            a, label = sum(found[first:split], []), int(draw.integers(2))
+            a, label = flat(found[first:split]), int(draw.integers(2))
             if label == 0:
-                yield a, sum(found[split:stop], []), 0
+                yield a, flat(found[split:stop]), 0
                 continue
             other = documents[(number + int(draw.integers(1, len(documents)))) % len(documents)]
             b: list[int] = []
