@@ -1,7 +1,7 @@
 """Pairs leave no shortcut: neither the first words nor the lengths of two segments tell whether they are in order.
 
-Logistic regressions on these features are trained on the training split and tested on held-out documents. On pairs made
-without the precautions the same regressions find the answer.
+Logistic regressions on these features are trained on two thirds of the documents and tested on the rest, three times, so
+that each document is held out once. On pairs made without the precautions the same regressions find the answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -65,47 +65,59 @@ def by_lengths(train: Seen, test: Seen) -> float:
     return 100 * float(model.fit(train.lengths, train.labels).score(test.lengths, test.labels))
 
 
-def allowed(test: Seen) -> float:
-    """How far from 50 % is chance: 2 points or 2 standard errors, whichever is larger."""
-    return max(2.0, 2 * 50 / float(np.sqrt(len(test.labels))))
+def allowed(number: int) -> float:
+    """How far from 50 % is chance for so many pairs: 2 points or 2 standard errors, whichever is larger."""
+    return max(2.0, 2 * 50 / float(np.sqrt(number)))
 
 
 @cache
-def split(name: str) -> Dataset:
+def texts() -> Dataset:
+    """The documents of the standard library but for a few that are the test's."""
     config = compose("pretrain", ["data.validation_fraction=0.3", "data.test_fraction=0.01"]).config
-    return build(config.data, Data, "data").split(name)
+    data = build(config.data, Data, "data")
+    return concatenate_datasets([data.split("train"), data.split("validation")])
 
 
 @cache
 def tokenizer() -> PreTrainedTokenizerBase:
-    return tokens.train("wordpiece", split("train"), 4096, lambda text: None)
+    return tokens.train("wordpiece", texts(), 4096, lambda text: None)
 
 
 @cache
-def made(negatives: Negatives, length: int, name: str) -> Dataset:
-    return Pairs(negatives=negatives, language="en").pairs(split(name), tokenizer(), length, words=False)
+def made(negatives: Negatives, length: int, fold: int, held_out: bool) -> Dataset:
+    """Pairs of the documents of a fold, or of the other two."""
+    folds = generator(0, "folds").integers(0, 3, len(texts()))
+    rows = texts().select(np.flatnonzero((folds == fold) == held_out))
+    return Pairs(negatives=negatives, language="en").pairs(rows, tokenizer(), length, words=False)
 
 
-def drawn(negatives: Negatives, length: int, name: str, draws: int) -> Seen:
-    examples = made(negatives, length, name)
+def drawn(negatives: Negatives, length: int, fold: int, held_out: bool) -> Seen:
+    examples = made(negatives, length, fold, held_out)
     asked = Pairs(negatives=negatives, language="en")
 
     def each() -> Iterator[tuple[Any, Any, int]]:
-        for epoch in range(draws):
+        for epoch in range(1 if held_out else 3):
             for number, example in enumerate(masking.each(examples)):
-                pair = asked.draw(example, generator(0, "pair", epoch, number))
+                pair = asked.draw(example, generator(0, "pair", held_out, fold, epoch, number))
                 yield *pair.take(example, "ids"), pair.label
 
     return seen(each())
 
 
+def cross_validated(baseline: Callable[[Seen, Seen], float], negatives: Negatives, length: int) -> tuple[float, int]:
+    """Accuracy in percent over all held-out pairs, and how many there are."""
+    found = [(drawn(negatives, length, fold, False), drawn(negatives, length, fold, True)) for fold in range(3)]
+    sizes = [len(test.labels) for _, test in found]
+    return sum(baseline(train, test) * size for (train, test), size in zip(found, sizes, strict=True)) / sum(sizes), sum(sizes)
+
+
 @pytest.mark.parametrize("baseline", [by_first_token, by_lengths])
-@pytest.mark.parametrize("length", [128, 256])
+@pytest.mark.parametrize("length", [128, 256, 512])
 @pytest.mark.parametrize("negatives", Negatives)
 def test_a_baseline_without_the_text_stays_at_chance(negatives: Negatives, length: int, baseline: Callable[[Seen, Seen], float]) -> None:
-    train, test = drawn(negatives, length, "train", 3), drawn(negatives, length, "validation", 1)
-    assert len(test.labels) > 400
-    assert abs(baseline(train, test) - 50) <= allowed(test)
+    accuracy, number = cross_validated(baseline, negatives, length)
+    assert number > 1000
+    assert abs(accuracy - 50) <= allowed(number)
 
 
 # --- the same without the precautions -----------------------------------------------------------------------------
@@ -113,15 +125,15 @@ def test_a_baseline_without_the_text_stays_at_chance(negatives: Negatives, lengt
 
 def docstrings() -> list[list[list[int]]]:
     """Every docstring of the standard library as a document of its own: its sentences' ids, the first one included."""
-    texts = []
+    found = []
     for _, path in modules(_stdlib()):
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
             continue
         nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
-        texts += [text for node in nodes if (text := ast.get_docstring(node))]
-    return [encoded(text) for text in texts]
+        found += [text for node in nodes if (text := ast.get_docstring(node))]
+    return [encoded(text) for text in found]
 
 
 def encoded(text: str) -> list[list[int]]:
@@ -172,29 +184,29 @@ def halved(documents: list[list[list[int]]], how: Callable[[Any], Iterator[tuple
 
 def test_with_docstrings_as_documents_the_first_token_tells_the_order() -> None:
     train, test = halved(docstrings(), halves)
-    assert by_first_token(train, test) > 50 + 4 * allowed(test)
+    assert by_first_token(train, test) > 50 + 4 * allowed(len(test.labels))
 
 
 def files() -> list[list[list[int]]]:
-    return [found for text in [*split("train")["text"], *split("validation")["text"]] if len(found := encoded(text)) > 1]
+    return [found for text in texts()["text"] if len(found := encoded(text)) > 1]
 
 
 def test_with_a_fixed_split_the_lengths_tell_the_order() -> None:
     train, test = halved(files(), halves)
-    assert by_lengths(train, test) > 50 + 2 * allowed(test)
+    assert by_lengths(train, test) > 50 + 2 * allowed(len(test.labels))
 
 
 def test_with_bert_s_own_recipe_the_lengths_tell_a_random_segment() -> None:
     train, test = halved(files(), bert_random)
-    assert by_lengths(train, test) > 50 + 2 * allowed(test)
+    assert by_lengths(train, test) > 50 + 2 * allowed(len(test.labels))
 
 
 # --- how they are made --------------------------------------------------------------------------------------------
 
 
 def test_the_opening_of_a_document_is_never_used() -> None:
-    texts = [" ".join(f"Sentence number {i} of document {d} is here." for i in range(30)) for d in range(5)]
-    found = Pairs(negatives=Negatives.swapped, language="en").pairs(Dataset.from_dict({"text": texts}), tokenizer(), 100, words=False)
+    made_up = [" ".join(f"Sentence number {i} of document {d} is here." for i in range(30)) for d in range(5)]
+    found = Pairs(negatives=Negatives.swapped, language="en").pairs(Dataset.from_dict({"text": made_up}), tokenizer(), 100, words=False)
     text = " ".join(tokenizer().decode(row["ids"]) for row in found)
     for opening in range(pairs.OPENING):
         assert f"sentence number {opening} of" not in text
@@ -209,7 +221,7 @@ def test_mirrored_splits_exchange_the_lengths() -> None:
 
 
 def test_matching_runs_are_partners_both_ways_round_and_of_two_documents() -> None:
-    rows = list(made(Negatives.random, 128, "train"))
+    rows = list(made(Negatives.random, 128, 0, False))
     partners = {(row["key"], row["other_key"]) for row in rows}
     assert len(rows) > 500
     assert all((b, a) in partners for a, b in partners)
@@ -218,7 +230,7 @@ def test_matching_runs_are_partners_both_ways_round_and_of_two_documents() -> No
 
 
 def test_what_makes_no_pair_is_counted() -> None:
-    found = Pairs(negatives=Negatives.swapped, language="en").left_out(made(Negatives.swapped, 128, "train"))
+    found = Pairs(negatives=Negatives.swapped, language="en").left_out(made(Negatives.swapped, 128, 0, False))
     assert len(found) >= 2
     assert all("are skipped" in line or "are too short" in line for line in found)
 
@@ -232,6 +244,6 @@ def test_words_of_two_segments_are_never_one_word() -> None:
 
 
 def test_documents_keys_name_content() -> None:
-    rows = made(Negatives.swapped, 128, "train")
+    rows = made(Negatives.swapped, 128, 0, False)
     row = rows[0]
     assert row["key"] == docs.key(" ".join(map(str, row["ids"])))
