@@ -59,6 +59,17 @@ def test_the_first_run_then_every_verb_on_it(empty: Path, capsys: pytest.Capture
         assert main(words(command)) == 0, command
 
 
+def test_a_bert_is_trained_and_looked_into(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = [line for line in block("shortened in tests") if "model=bert" in line]
+    assert main(shortened(line)) == 0
+    said = capsys.readouterr().out
+    following = [line.strip() for line in said.split("next:\n")[1].splitlines() if line.strip().startswith("llmtrain ")]
+    table = re.findall(r"^\| `(llmtrain predict[^`]*)`", README, re.MULTILINE)
+    assert (len(following), len(table)) == (2, 1)
+    for command in following + table:
+        assert main(words(command)) == 0, command
+
+
 @pytest.mark.parametrize("line", block("shortened in tests"))
 def test_the_other_commands_run(empty: Path, line: str) -> None:
     (empty / "book.txt").write_text("\n\n".join(f"Chapter {i}. It was the {i}th day of a long journey, and nobody spoke of it." * 3 for i in range(200)))

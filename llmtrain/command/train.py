@@ -167,6 +167,14 @@ def without_effect(parts: Parts, given: set[str]) -> list[str]:
     return [f"{key} has no effect: {why}" for key, why in found.items() if key in given]
 
 
+def advice(parts: Parts) -> list[str]:
+    """What is allowed and seldom meant."""
+    unit = getattr(getattr(parts.data, "documents", None), "value", None)
+    if "sentence_order" in parts.objective.terms and unit in ("line", "blank_line"):
+        return [f"data.documents={unit}: in short documents the first word tells the order of sentences; data.documents=file or chapter are meant for this"]
+    return []
+
+
 # --- where it runs ------------------------------------------------------------------------------------------------
 
 INVOCATION = ".invocation.yaml"  # the config of the command that is running, for the processes it starts
@@ -175,7 +183,7 @@ INVOCATION = ".invocation.yaml"  # the config of the command that is running, fo
 def start(composed: Composed, overrides: list[str], verb: str) -> int:
     """Check everything, make the folder, and run here or in several processes. Returns the exit code."""
     built = parts(composed.config)
-    notes = composed.notes + without_effect(built, composed.given)
+    notes = composed.notes + without_effect(built, composed.given) + advice(built)
     if runtime.in_worker():
         return _start_as_rank(composed.config, overrides, verb, built.runtime)
     for line in notes:

@@ -26,7 +26,7 @@ def command(composed: Composed, overrides: list[str]) -> int:
     """Tick off; the first failure ends it with its own exit code."""
     train.name_newest(composed.config)
     built = tick("settings: every key, type and range", lambda: train.parts(composed.config))
-    for line in composed.notes + train.without_effect(built, composed.given):
+    for line in composed.notes + train.without_effect(built, composed.given) + train.advice(built):
         print(f"  note: {line}")
     tick("folder: output_dir and resume", lambda: train.continued(built.runtime))
     tick("model and objective fit", lambda: train.fits(built))

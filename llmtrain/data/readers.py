@@ -18,6 +18,7 @@ import glob
 import itertools
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Unit(Enum):
     file = "file"
     line = "line"
     blank_line = "blank_line"
+    chapter = "chapter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +220,7 @@ def _undecodable(path: Path, encoding: str) -> DataError:
 
 def _txt(path: Path, file: TextIO, column: str, documents: Unit) -> Iterator[Found]:
     del column
-    chunks = {Unit.file: _whole, Unit.line: _lines, Unit.blank_line: _paragraphs}[documents](file)
+    chunks = {Unit.file: _whole, Unit.line: _lines, Unit.blank_line: _paragraphs, Unit.chapter: _chapters}[documents](file)
     for number, document in chunks:
         yield f"{path}:{number}", (_without_nul(chunk) for chunk in document)
 
@@ -260,6 +262,30 @@ def _paragraph(file: TextIO, piece: str, number: _LineNumber) -> Iterator[str]:
         yield piece
         piece = file.readline(PART)
         number.add(piece)
+
+
+# `CHAPTER IV`, `Part two`, `## Heading`, after a blank line. In running prose a line seldom begins so after one.
+NUMERAL = r"([ivxlcdm]+|\d+|one|two|three|four|five|six|seven|eight|nine|ten)"
+HEADING = re.compile(rf"\s{{0,8}}(#{{1,6}}\s|(chapter|book|part|volume|letter|act|scene|section)\s+{NUMERAL}\b)", re.IGNORECASE)
+
+
+def _chapters(file: TextIO) -> Iterator[tuple[int, Iterator[str]]]:
+    """From one heading to the next; what stands before the first is a document as well."""
+    number, following = _LineNumber(), [file.readline(PART)]
+    number.add(following[0])
+    while following[0]:
+        yield number.lines, _chapter(file, following, number)
+
+
+def _chapter(file: TextIO, following: list[str], number: _LineNumber) -> Iterator[str]:
+    """The lines of a chapter; the heading that ends it is left in `following`."""
+    piece, blank = following[0], False
+    while piece and not (blank and HEADING.match(piece)):
+        yield piece
+        blank = piece.isspace()
+        piece = file.readline(PART)
+        number.add(piece)
+    following[0] = piece
 
 
 class _LineNumber:

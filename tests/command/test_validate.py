@@ -84,3 +84,12 @@ def test_the_newest_run_is_found_before_it_is_checked(capsys: pytest.CaptureFixt
     code, _, err = validate(capsys, "model=checkpoint")
     assert code == 4
     assert "no finished run below runs/" in err
+
+
+def test_paragraphs_as_documents_for_sentence_order_are_noted(capsys: pytest.CaptureFixture[str], empty: Path) -> None:
+    (empty / "book.txt").write_text("Some text.\n")
+    words = ["model=bert", "objective=bert", "data=text", "data.train=book.txt"]
+    _, out, _ = validate(capsys, *words)
+    assert "note: data.documents=blank_line" in out
+    _, out, _ = validate(capsys, *words, "data.documents=chapter")
+    assert "note:" not in out

@@ -71,3 +71,17 @@ def test_a_paragraph_is_named_by_its_first_line(content: str, lines: list[int], 
         places.append(int(where.rpartition(":")[2]))
         list(chunks or ())
     assert places == lines
+
+
+def test_a_chapter_goes_from_one_heading_to_the_next(tmp_path: Path) -> None:
+    parts = [
+        "A title\nand a preface.\n\n",
+        "CHAPTER I\n\nIt began.\nChapter 2 is none here.\n\n",
+        "Part two\n\nIt went on.\n\n",
+        "# Heading\nIt ended.\n",
+    ]
+    path = tmp_path / "book.txt"
+    path.write_text("".join(parts))
+    found = [(where, "".join(chunks or ())) for where, chunks in readers.read(readers.look(path), column="text", documents=Unit.chapter, encoding="utf-8")]
+    assert [text for _, text in found] == parts
+    assert [where.rpartition(":")[2] for where, _ in found] == ["1", "4", "9", "13"]
