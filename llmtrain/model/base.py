@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -104,6 +104,17 @@ class Model(ABC):
             CheckpointError: weights that are missing, broken or of another architecture.
             ConfigError: a tokenizer that does not fit.
         """
+
+
+def require_shape(model: Any) -> None:
+    """Refuse numbers that no transformer can have: settings of a model that starts from nothing."""
+    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
+        require(getattr(model, name) >= 1, name, getattr(model, name), "1 or more")
+    heads = model.num_attention_heads
+    require(model.hidden_size % heads == 0, "hidden_size", model.hidden_size, f"a multiple of num_attention_heads={heads}")
+    require(model.intermediate_size is None or model.intermediate_size >= 1, "intermediate_size", model.intermediate_size, "1 or more, or null")
+    require(0 <= model.dropout < 1, "dropout", model.dropout, "0 or more and below 1")
+    require(0 < model.initializer_range < 1, "initializer_range", model.initializer_range, "above 0 and below 1")
 
 
 def require_separation(model: PreTrainedModel) -> None:

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from llmtrain.errors import require
-from llmtrain.model.base import Attention, Head, Model, auto_class
+from llmtrain.model.base import Attention, Head, Model, auto_class, require_shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -52,14 +52,8 @@ class BERT(Model):
     tie_word_embeddings: bool
 
     def __post_init__(self) -> None:
-        for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        heads = self.num_attention_heads
-        require(self.hidden_size % heads == 0, "hidden_size", self.hidden_size, f"a multiple of num_attention_heads={heads}")
-        require(self.intermediate_size is None or self.intermediate_size >= 1, "intermediate_size", self.intermediate_size, "1 or more, or null")
+        require_shape(self)
         require(self.max_position_embeddings >= 4, "max_position_embeddings", self.max_position_embeddings, "4 or more: [CLS] token [SEP] and a second segment")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
-        require(0 < self.initializer_range < 1, "initializer_range", self.initializer_range, "above 0 and below 1")
 
     @property
     def attention(self) -> Attention:

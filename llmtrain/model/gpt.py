@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from llmtrain.errors import require
-from llmtrain.model.base import Attention, Head, Model, auto_class
+from llmtrain.model.base import Attention, Head, Model, auto_class, require_shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -64,15 +64,8 @@ class GPT(Model):
     tie_word_embeddings: bool
 
     def __post_init__(self) -> None:
-        for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        require(
-            self.hidden_size % self.num_attention_heads == 0, "hidden_size", self.hidden_size, f"a multiple of num_attention_heads={self.num_attention_heads}"
-        )
-        require(self.intermediate_size is None or self.intermediate_size >= 1, "intermediate_size", self.intermediate_size, "1 or more, or null")
+        require_shape(self)
         require(self.max_position_embeddings >= 2, "max_position_embeddings", self.max_position_embeddings, "2 or more")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
-        require(0 < self.initializer_range < 1, "initializer_range", self.initializer_range, "above 0 and below 1")
         gpt1 = self.architecture is Architecture.gpt1
         fixed = 4 * self.hidden_size
         require(not gpt1 or self.activation is not Activation.gelu, "activation", "gelu", "gelu_tanh or relu: transformers' gpt1 has no exact gelu")
