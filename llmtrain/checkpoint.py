@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain import files
 from llmtrain.errors import CheckpointError, require
+from llmtrain.state import RunState
 
 if TYPE_CHECKING:
     import torch
@@ -194,6 +195,11 @@ def read(path: Path, base: Base | None = None) -> Loaded:
         name, _, kind = key.rpartition("/")
         optimizer.setdefault(name, {})[kind] = tensor
     return Loaded(path, weights, optimizer, state)
+
+
+def run_state(path: Path) -> RunState:
+    """Where the run stood when a checkpoint was saved."""
+    return RunState.from_json(json.loads((path / "state.json").read_text(encoding="utf-8"))["run"])
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], base: Base | None = None) -> None:

@@ -21,9 +21,9 @@ from llmtrain.errors import ConfigError, Interrupted, LLMTrainError, shown
 # Each verb with what it does and the module in command/ that does it.
 VERBS = {
     "pretrain": ("train a GPT or a BERT on text, from random numbers or on from weights", "pretrain"),
-    "evaluate": ("perplexity and bits per byte of a model on a split", "evaluate"),
+    "evaluate": ("loss, perplexity and accuracy of a model on a split", "evaluate"),
     "generate": ("let a model write", "generate"),
-    "predict": ("fill in [MASK] in a sentence", "predict"),
+    "predict": ("fill in [MASK] in a sentence, or judge whether a second one follows", "predict"),
     "validate": ("check a config without running it", "validate"),
 }
 

@@ -84,7 +84,6 @@ ELSEWHERE = {
     "output": "output_dir",
     "torch_compile": "trainer.compile",
     "activation_checkpointing": "trainer.gradient_checkpointing",
-    "mlm_probability": "objective.probability",
     "n_layer": "model.num_hidden_layers",
     "n_head": "model.num_attention_heads",
     "n_embd": "model.hidden_size",

@@ -215,6 +215,11 @@ def legs(phases: Sequence[Phase], stages: Sequence[Stage], total: int) -> list[L
     return found
 
 
+def _tokens(parts: Sequence[Leg]) -> int:
+    """Input tokens of all updates of some legs."""
+    return sum(leg.stage.order.tokens(leg.last - begin) for begin, leg in zip([0, *(leg.last for leg in parts)], parts, strict=False))
+
+
 @dataclass
 class Trainer:
     """Everything a run needs, already built. `fit` runs it.
@@ -249,8 +254,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.state = RunState()
         self.total_steps = self._total_steps()
-        self.legs = legs(self.phases, self.stages, self.total_steps)
-        self.total_tokens = self._tokens(self.total_steps)
+        self.legs = self._legs_from_here()
+        self.total_tokens = _tokens(self.legs)
         self.micro_size = self.settings.micro_size(self.runtime.world)
         self.last_metrics: dict[str, float] = {}
         self._moments: Mapping[str, Mapping[str, torch.Tensor]] = {}
@@ -320,6 +325,7 @@ class Trainer:
         call, prepared = accelerator.prepare(Learner(self.model, self.objective), inner)
         if accelerator.scaler is not None and self._scaler:
             accelerator.scaler.load_state_dict(self._scaler)
+            self._scaler = None  # the checkpoint's; from here on the scaler's own state goes on, through every leg
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
         set_modes(self.model)
         return torch.compile(call) if self.settings.compile else call, prepared
@@ -520,12 +526,19 @@ class Trainer:
             shares = zip([0.0, *(s.until for s in self.stages)], self.stages, strict=False)
             return max(1, round(given.max_epochs / sum((s.until - begin) / s.order.per_epoch for begin, s in shares)))
         assert given.max_tokens is not None
-        return 1 + bisect.bisect_left(range(1, given.max_tokens + 1), given.max_tokens, key=self._tokens)
+        budget = given.max_tokens
+        return 1 + bisect.bisect_left(range(1, budget + 1), budget, key=lambda total: _tokens(legs(self.phases, self.stages, total)))
 
-    def _tokens(self, total: int) -> int:
-        """Input tokens of a run of `total` updates."""
-        parts = legs(self.phases, self.stages, total)
-        return sum(leg.stage.order.tokens(leg.last - begin) for begin, leg in zip([0, *(leg.last for leg in parts)], parts, strict=False))
+    def _legs_from_here(self) -> list[Leg]:
+        """The legs; where the run that is resumed has left one behind, under a shorter budget perhaps, it ended where it did."""
+        found = legs(self.phases, self.stages, self.total_steps)
+        if self.resume is None:
+            return found
+        state = checkpoint.run_state(self.resume)
+        if state.phase and (ended := state.step - state.phase_step) != found[state.phase - 1].last:
+            log.info("the change before update %s stays where it was; what follows takes the rest of the new budget", f"{ended + 1:,}")
+            found[: state.phase] = [replace(leg, last=min(leg.last, ended)) for leg in found[: state.phase]]
+        return found
 
     def _inner(self, optimizer: Any) -> torch.optim.Optimizer:
         """Accelerate's wrapper around the optimizer taken off."""

@@ -94,9 +94,9 @@ def command(composed: Composed, overrides: list[str]) -> int:
 def without_effect(objective: Objective, data: Data, given: set[str]) -> list[str]:
     """A line for each key that the user gave and that changes nothing."""
     found = {f"data.{key}": why for key, why in data.without_effect().items()} | {f"objective.{key}": why for key, why in objective.without_effect().items()}
-    found |= {"data.num_workers": "evaluate prepares its batches itself"} | {
-        f"objective.weights.{term}": "terms are reported one by one" for term in objective.terms
-    }
+    found |= {"data.num_workers": "evaluate prepares its batches itself"}
+    if len(objective.terms) == 1:
+        found |= {f"objective.weights.{objective.terms[0]}": "the term is reported unweighted"}
     return [f"{key} has no effect: {why}" for key, why in found.items() if key in given]
 
 
@@ -147,9 +147,9 @@ def _evaluate(machine: runtime.Runtime, model: Model, objective: Objective, data
     tokenizer = tokens.load(path)
     train.refuse_lacking(tokenizer, objective, path)
     vocabulary = tokens.vocabulary(tokenizer)
-    rows = data.split(settings.split)
+    data.split(settings.split)
     machine.console.print(data.summary(), markup=False)
-    examples = objective.examples(rows, tokenizer, data.max_length)
+    examples = train.distinct(objective, data, tokenizer, settings.split, data.max_length)
     for line in objective.notes(examples):
         machine.console.print(line)
     if not len(examples):

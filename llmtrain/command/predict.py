@@ -71,6 +71,8 @@ def _predict(model: Model, settings: Settings) -> None:
     torch.set_num_threads(runtime.decide_threads(settings.threads, 1))
     device = runtime.decide_device(settings.device)
     assert model.tokenizer_path is not None
+    if settings.second is not None:
+        _pair_head(model)
     tokenizer = tokens.load(model.tokenizer_path)
     inputs = _encoded(tokenizer, settings, model.positions)
     found: dict[str, Any] = {"text": settings.text, "second": settings.second}
@@ -94,6 +96,8 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, settings: Settings, positions: 
 
     # Framed as in training, whatever the tokenizer's own template is.
     words = tokens.vocabulary(tokenizer)
+    if lacking := words.lacks(("start", "separator")):
+        raise ConfigError(f"the tokenizer has no {' and no '.join(lacking)} token, which frames a text", fix="a model with the tokenizer it was trained with")
     ids, types = [words.start], [0]
     for segment, text in enumerate(text for text in (settings.text, settings.second) if text is not None):
         part = [*_with_masks(tokenizer, text), words.separator]
@@ -133,15 +137,21 @@ def _filled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: 
     return {g.text: g.probability for g in found}
 
 
+def _pair_head(model: Model) -> Head:
+    """The head that judges pairs; ALBERT has its own beside that of words alone."""
+    for head in (Head.sentence_order, Head.pretraining):
+        if model.wears(head):
+            return head
+    raise ConfigError("second: this model's family has no head for pairs of segments", allowed="BERT and its relatives, trained on pairs")
+
+
 def _in_order(model: Model, tokenizer: PreTrainedTokenizerBase, inputs: dict[str, Any], device: str) -> float:
     """The probability that the second segment follows the first."""
     import torch
 
     from llmtrain.model import forward
 
-    if not model.wears(Head.sentence_order):
-        raise ConfigError("second: this model's family has no head for pairs of segments", allowed="BERT and its relatives, trained on pairs")
-    judge = model.load(tokenizer, Head.sentence_order, resize=False).to(device).eval()
+    judge = model.load(tokenizer, _pair_head(model), resize=False).to(device).eval()
     with torch.no_grad():
         moved = {name: value.to(device) for name, value in inputs.items()}
         logits = forward.sentence_logits(judge, forward.encode(judge, forward.reach(judge), **moved))

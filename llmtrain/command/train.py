@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import platform
@@ -122,6 +121,9 @@ def fits(parts: Parts) -> None:
     """Whether the model can answer the objective, on sequences of this length."""
     limit = parts.model.positions
     refuse_wrong_pair(parts.model, parts.objective)
+    for name, length in (("data.max_length", parts.data.max_length), ("data.short_length", parts.data.short_length)):
+        if length is not None and length < parts.objective.shortest:
+            raise ConfigError(f"{name}={length}: no sequence of the objective fits", allowed=f"{parts.objective.shortest} or more")
     if parts.objective.separates and parts.model.separates is False:
         raise no_separation("this model")
     if limit is not None and parts.data.max_length > limit:
@@ -397,11 +399,10 @@ def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedToken
             for line in built.data.warnings():
                 log.warning("%s", line)
         tokenizer = _tokenizer(built, rows["train"], folder, machine)
-        validation = built.objective.examples(rows["validation"], tokenizer, built.data.max_length)
-        held_out = _keys(validation) | _test_keys(built, tokenizer)
+        validation = _examples(built, "validation", tokenizer, built.data.max_length)
         stages = []
         for until, length in built.data.lengths:
-            train = _without(built.objective.examples(rows["train"], tokenizer, length), held_out)
+            train = _examples(built, "train", tokenizer, length)
             stages.append(Stage(until, train, Order(np.asarray(train.with_format("numpy")["length"]), built.trainer.batch_size, machine.settings.seed)))
             for line in built.objective.notes(train):
                 log.info("training split, up to %d tokens: %s", length, line)
@@ -426,31 +427,29 @@ def _noted(built: Parts, examples: Dataset) -> str:
     return "".join(f"; {line}" for line in built.objective.notes(examples))
 
 
-# Objectives whose examples carry a key of their content want no example in two splits: documents may share passages.
-KEYS = ("key", "other_key")
+def _examples(built: Parts, name: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+    return distinct(built.objective, built.data, tokenizer, name, length)
 
 
-def _keys(examples: Dataset) -> set[int]:
-    return {key for name in KEYS if name in examples.column_names for key in examples[name]}
+# Objectives whose examples carry keys of their content want none of it in two splits: documents may share passages.
+KEYS = ("keys", "other_keys")
 
 
-def _test_keys(built: Parts, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    try:
-        rows = built.data.split("test")
-    except DataError:  # there is none
-        return set()
-    return _keys(built.objective.examples(rows, tokenizer, built.data.max_length))
-
-
-def _without(examples: Dataset, keys: set[int]) -> Dataset:
-    """The examples whose content stands in no other split."""
-    names = [name for name in KEYS if name in examples.column_names]
-    if not keys or not names:
+def distinct(objective: Objective, data: Data, tokenizer: PreTrainedTokenizerBase, name: str, length: int) -> Dataset:
+    """A split's examples without those that share content with a split that judges it: test before validation before train."""
+    examples = objective.examples(data.split(name), tokenizer, length)
+    names = [column for column in KEYS if column in examples.column_names]
+    if not names:
         return examples
-    kept = [i for i, row in enumerate(zip(*(examples[name] for name in names), strict=True)) if keys.isdisjoint(row)]
+    held_out: set[int] = set()
+    for judge in {"train": ("validation", "test"), "validation": ("test",)}.get(name, ()):
+        with contextlib.suppress(DataError):  # there may be no test split
+            judging = objective.examples(data.split(judge), tokenizer, data.max_length)
+            held_out.update(key for column in names for keys in judging[column] for key in keys)
+    kept = [i for i, row in enumerate(zip(*(examples[column] for column in names), strict=True)) if all(map(held_out.isdisjoint, row))]
     if len(kept) == len(examples):
         return examples
-    log.info("%s training examples also stand in a held-out split and are dropped", f"{len(examples) - len(kept):,}")
+    log.info("%s of %s %s examples share sentences with a split that judges them and are dropped", f"{len(examples) - len(kept):,}", f"{len(examples):,}", name)
     return examples.select(kept)
 
 
@@ -608,7 +607,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _already_complete(machine: Runtime, job: Trainer, resume: Path) -> bool:
-    state = RunState.from_json(json.loads((resume / "state.json").read_text())["run"])
+    state = checkpoint.run_state(resume)
     if state.step < job.total_steps and not state.stop:
         return False
     machine.console.print(f"already complete: {state.step} of {job.total_steps} updates done{f' ({state.stop})' if state.stop else ''}; nothing to do")
@@ -766,7 +765,8 @@ def _filled(say: Callable[..., None], job: Trainer, model: PreTrainedModel, toke
 
     samples = []
     say("\nthe model fills in held-out text:")
-    for batch in job.objective.one_by_one(job.validation, job.vocabulary, 3, 1) if job.validation is not None else ():
+    few = None if job.validation is None else job.validation.select(range(min(200, len(job.validation))))
+    for batch in job.objective.one_by_one(few, job.vocabulary, 3, 1) if few is not None else ():
         batch = batch.to(model.device)
         position = int((batch.labels["masked_lm"][0] != IGNORED).nonzero())
         truth = tokenizer.decode([int(batch.labels["masked_lm"][0, position])]).strip()

@@ -40,7 +40,7 @@ JSON = Any  # what `json` writes: None, bool, int, float, str, and lists and str
 FORMAT = 1
 ROWS = "rows.arrow"
 # Libraries that can change the rows that the same code makes of the same input.
-LIBRARIES = ("datasets", "pyarrow", "tokenizers", "transformers")
+LIBRARIES = ("datasets", "pyarrow", "sentencex", "tokenizers", "transformers")
 # A record batch is closed at either bound, whatever the rows are: this bounds the memory of a build.
 BATCH_ROWS, BATCH_BYTES = 1000, 8 * 2**20
 STALE_SECONDS = 24 * 3600

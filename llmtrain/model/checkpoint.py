@@ -126,7 +126,9 @@ class Checkpoint(Model):
             # ALBERT has its sentence head in this class alone. Others that are listed here (RoBERTa, …) have none.
             Head.pretraining: {*sentence, "albert"} & set(auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES),
         }
-        return kind in known[head]
+        # Two segments need two segment embeddings, where a family has them at all.
+        segments = getattr(self._config, "type_vocab_size", 2)
+        return kind in known[head] and (segments >= 2 or head in (Head.next_token, Head.masked_lm))
 
     def config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
         return self._config

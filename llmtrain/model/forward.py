@@ -157,9 +157,13 @@ def vocabulary_head(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
 class _Given(nn.Module):
     """Stands where the body stood and hands on what it was given."""
 
-    def __init__(self, encoded: Encoded) -> None:
+    def __init__(self, body: nn.Module, encoded: Encoded) -> None:
         super().__init__()
         self.encoded = encoded
+        vars(self)["body"] = body  # no submodule: some heads read the body's embeddings (DeBERTa)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["body"], name)
 
     def forward(self, *args: object, **kwargs: object) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
@@ -174,7 +178,7 @@ class _ReachedError(Exception):
 def _over(model: PreTrainedModel, encoded: Encoded) -> Callable[[], Any]:
     """The model's forward with its body's work done: a shallow twin that shares every other module."""
     twin = copy.copy(model)
-    vars(twin)["_modules"] = {**model._modules, model.base_model_prefix: _Given(encoded)}
+    vars(twin)["_modules"] = {**model._modules, model.base_model_prefix: _Given(model.base_model, encoded)}
     ids = torch.zeros(encoded.states.shape[:2], dtype=torch.long, device=encoded.states.device)
     return lambda: twin(input_ids=ids, **_no_cache(model))
 

@@ -101,6 +101,7 @@ class Objective(ABC):
         attention: which models can answer; None: any.
         static: whether a sample's input is the same in every epoch (a cache of frozen layers asks).
         terms: names of the loss terms.
+        shortest: tokens of the shortest sequence that it can make, special ones included.
         tokens: attributes of a `Vocabulary` that must be there.
         metric_directions: name → which way it gets better, for `evaluation.best_metric`.
 
@@ -112,6 +113,7 @@ class Objective(ABC):
     attention: ClassVar[Attention | None]
     static: ClassVar[bool]
     terms: ClassVar[tuple[str, ...]]
+    shortest: ClassVar[int] = 2
     tokens: ClassVar[tuple[str, ...]]
     metric_directions: ClassVar[dict[str, Direction]]
 

@@ -38,6 +38,7 @@ class BERT(Objective):
     attention: ClassVar[Attention | None] = Attention.bidirectional
     static: ClassVar[bool] = False
     terms: ClassVar[tuple[str, ...]] = ("masked_lm", "sentence_order")
+    shortest: ClassVar[int] = 5
     tokens: ClassVar[tuple[str, ...]] = ("start", "separator", "mask")
     metric_directions: ClassVar[dict[str, Direction]] = {
         "loss": Direction.lower,

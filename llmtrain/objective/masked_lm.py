@@ -38,6 +38,7 @@ class MaskedLM(Masking, Objective):
     attention: ClassVar[Attention | None] = Attention.bidirectional
     static: ClassVar[bool] = False
     terms: ClassVar[tuple[str, ...]] = ("masked_lm",)
+    shortest: ClassVar[int] = 3
     tokens: ClassVar[tuple[str, ...]] = ("start", "separator", "mask")
     metric_directions: ClassVar[dict[str, Direction]] = {"loss": Direction.lower, "accuracy": Direction.higher}
 

@@ -158,17 +158,31 @@ def one_by_one(examples: Dataset, row: Callable[[dict[str, Any]], Row], vocabula
     """Batches in which each row hides one token and asks for it: Salazar et al. 2020, arXiv 1910.14659, equation 1."""
     import numpy as np
 
+    from llmtrain.data.loader import read_rows
     from llmtrain.seeding import generator
 
-    rows = [row(example) for example in each(examples)]
-    places = [(i, int(p)) for i, found in enumerate(rows) for p in np.flatnonzero(~vocabulary.is_special(found.inputs))]
-    if number is not None and number < len(places):
-        places = [places[j] for j in generator(0, "one by one").choice(len(places), number, replace=False)]
-    places.sort(key=lambda place: (-len(rows[place[0]].inputs), place))  # equal lengths stand together
-    for start in range(0, len(places), batch_size):
-        hidden = [_hiding(rows[i], p, vocabulary) for i, p in places[start : start + batch_size]]
-        labels, count = labelled(hidden)
-        yield Batch(padded(hidden), {"masked_lm": labels}, {"masked_lm": count}, {}, [])
+    # How many tokens each example has is counted first, so that only the examples of chosen tokens are held.
+    ends = np.cumsum([int((~vocabulary.is_special(row(example).inputs)).sum()) for example in each(examples)])
+    total = int(ends[-1]) if len(ends) else 0
+    chosen = np.arange(total) if number is None or number >= total else np.sort(generator(0, "one by one").choice(total, number, replace=False))
+    of = np.searchsorted(ends, chosen, side="right")
+    table, hidden = examples.with_format("arrow"), list[Row]()
+    for i in np.unique(of):
+        (example,) = read_rows(table, [int(i)])
+        found = row(example)
+        text = np.flatnonzero(~vocabulary.is_special(found.inputs))
+        for place in chosen[of == i] - (ends[i] - len(text)):
+            hidden.append(_hiding(found, int(text[place]), vocabulary))
+            if len(hidden) == batch_size:
+                yield _asking(hidden)
+                hidden = []
+    if hidden:
+        yield _asking(hidden)
+
+
+def _asking(rows: list[Row]) -> Batch:
+    labels, count = labelled(rows)
+    return Batch(padded(rows), {"masked_lm": labels}, {"masked_lm": count}, {}, [])
 
 
 def _hiding(row: Row, position: int, vocabulary: Vocabulary) -> Row:

@@ -9,15 +9,17 @@ What must not tell the answer, and why it does not:
   long as B on average, in each run. A segment of another document takes the place of one of nearly its length: two runs
   of two documents are split so that their parts match, and their second parts are exchanged.
 - the first word. A document's first sentences, which announce it, are never used.
-- the document. Each run is in one split only; where a run stands in two splits, command/train.py drops it from one.
+- the document. Documents may share passages: a run of which two consecutive sentences also stand in a split that judges
+  it is dropped (command/train.py), so no pair stands in two splits.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmtrain.errors import require
@@ -37,6 +39,7 @@ OPENING = 3
 # How far the two splits that mirror each other may be from doing so, and how far matching parts of two runs may differ
 # in length, each as a share of a whole run.
 MIRRORED, MATCHED = 0.1, 0.05
+LOOK_BACK = 50  # runs that wait for one of their length
 
 
 class Negatives(Enum):
@@ -66,8 +69,8 @@ class Pairs:
     def pairs(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, words: bool) -> Dataset:
         """Runs of sentences to make pairs of. Each row has `length`, the input tokens of a pair made of this run alone.
 
-        Columns: ids of the run, ends of its sentences in tokens, key of its content; with `words` the word of each
-        token; for random negatives the same columns of a run of another document, named other_….
+        Columns: ids of the run, ends of its sentences in tokens, keys of each two consecutive sentences; with `words` the
+        word of each token; for random negatives the same columns of a run of another document, named other_….
         """
         from llmtrain.data import store, tokenizer as tokens
 
@@ -205,26 +208,42 @@ def _runs(
 
     count: Counter[str] = Counter(documents=0, short=0, runs=0, uneven=0, repeated=0)
     seen: set[int] = set()
-    for number, text in enumerate(text for batch in rows.iter(100) for text in batch["text"]):
+    for text in _whole(rows):
         found = _encoded(tokenizer, sentences(text, language)[OPENING:], words)
+        names = [docs.key(" ".join(map(str, ids))) for ids, _ in found]
         before = count["runs"]
         for first, stop in shape.runs([len(ids) for ids, _ in found], budget):
             count["runs"] += 1
             ends = np.cumsum([len(ids) for ids, _ in found[first:stop]])
+            keys = [docs.key(f"{a} {b}") for a, b in pairwise(names[first:stop])]
             if fair and not len(shape.fair_splits(ends, MIRRORED)):
                 count["uneven"] += 1
-                continue
-            ids = [i for sentence, _ in found[first:stop] for i in sentence]
-            key = docs.key(" ".join(map(str, ids)))
-            if key in seen:
+            elif (whole := docs.key(" ".join(map(str, keys)))) in seen:
                 count["repeated"] += 1
-                continue
-            seen.add(key)
-            row = {"document": number, "ids": ids, "ends": ends.tolist(), "key": key, "length": len(ids) + 3}
-            yield {**row, "words": _joined([w for _, w in found[first:stop]])} if words else row
+            else:
+                seen.add(whole)
+                ids = [i for sentence, _ in found[first:stop] for i in sentence]
+                row = {"document": count["documents"], "ids": ids, "ends": ends.tolist(), "keys": keys, "length": len(ids) + 3}
+                yield {**row, "words": _joined([w for _, w in found[first:stop]])} if words else row
         count["documents"] += 1
         count["short"] += count["runs"] == before
     return dict(count)
+
+
+def _whole(rows: Dataset) -> Iterator[str]:
+    """The text of each document, its parts put together again where rows say which document they are of."""
+    before: int | None = None
+    held: list[str] = []
+    for batch in rows.iter(100):
+        for number, text in enumerate(batch["text"]):
+            document = batch["document"][number] if "document" in batch else None
+            if held and (document is None or document != before):
+                yield "".join(held)
+                held = []
+            held.append(text)
+            before = document
+    if held:
+        yield "".join(held)
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str], words: bool) -> list[tuple[list[int], list[int]]]:
@@ -269,12 +288,9 @@ def _matched(runs: Dataset) -> Generator[dict[str, Any], None, dict[str, Any]]:
     return {**store.facts(runs), "alone": len(runs) - len(partners)}
 
 
-LOOK_BACK = 50  # runs that wait for a partner
-
-
 def _features(words: bool, other: bool = False) -> Any:
     from datasets import Features, List, Value
 
-    run = {"ids": List(Value("int32")), "ends": List(Value("int32")), "key": Value("int64"), **({"words": List(Value("int32"))} if words else {})}
+    run = {"ids": List(Value("int32")), "ends": List(Value("int32")), "keys": List(Value("int64")), **({"words": List(Value("int32"))} if words else {})}
     second = {f"other_{name}": kind for name, kind in run.items()} if other else {}
     return Features({"document": Value("int32"), **run, "length": Value("int32"), **second})

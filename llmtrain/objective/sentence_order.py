@@ -30,6 +30,7 @@ class SentenceOrder(Pairs, Objective):
     attention: ClassVar[Attention | None] = Attention.bidirectional
     static: ClassVar[bool] = False
     terms: ClassVar[tuple[str, ...]] = ("sentence_order",)
+    shortest: ClassVar[int] = 5
     tokens: ClassVar[tuple[str, ...]] = ("start", "separator")
     metric_directions: ClassVar[dict[str, Direction]] = {"loss": Direction.lower, "accuracy": Direction.higher}
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, DataCollato
 
 
 class Blocks(Dataset):
-    """The same sequences as llmtrain reads, [CLS] and [SEP] included. No row is padded, so no attention mask is given."""
+    """The same sequences as llmtrain reads, [CLS] and [SEP] included. None is padded; the collator adds a mask of ones, as it does by default."""
 
     def __init__(self, path: str) -> None:
         self.ids = np.load(path)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from llmtrain.callback.progress import Progress
+from llmtrain.data import tokenizer as tokens
 from llmtrain.errors import CheckpointError, ConfigError, NonFiniteError, Stopped
 from tests.conftest import ANSWERS, Train, outcome
 
@@ -119,20 +121,48 @@ def test_how_often_is_evaluated_changes_no_weight(train: Train, tmp_path: Path, 
     assert outcome(train(tmp_path / "other", *ANSWERS[objective], DROPOUT, f"evaluation.every_steps={every}"))["final"] == usual["final"]
 
 
-def test_an_example_that_stands_in_a_held_out_split_is_not_trained_on(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Two documents that differ in their first sentence alone: their runs of sentences are equal.
-    common = " ".join(f"This is sentence {i} of the passage that both share." for i in range(30))
+@pytest.mark.parametrize("lengths", [[], ["data.short_length=30"]])
+def test_what_stands_in_a_split_that_judges_is_not_trained_on(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lengths: list[str]
+) -> None:
+    # Each pair of documents differs in its opening alone. Those of validation and test stand in train, and one another's.
+    passages = [" ".join(f"This is sentence {i} of passage {p} that both share." for i in range(30)) for p in range(3)]
     others = [" ".join(f"Document {d} says {i} things here." for i in range(30)) for d in range(20)]
-    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in [f"Here it is. {common}", *others]))
-    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": f"There it was. {common}"}))
-    data = ("data=text", f"data.train={tmp_path / 'train.jsonl'}", f"data.validation={tmp_path / 'validation.jsonl'}")
+    splits = {"train": [*(f"Here it is. {text}" for text in passages), *others], "validation": [f"There it was. {passages[0]}", f"So it is. {passages[1]}"]}
+    splits["test"] = [f"At last. {passages[1]}", f"So be it. {passages[2]}"]
+    for name, texts in splits.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    data = ("data=text", *(f"data.{name}={tmp_path / name}.jsonl" for name in splits), *lengths)
     asked = [o for o in ANSWERS["sentence_order"] if not o.startswith(("data.documents", "data.words"))]
+    seen: dict[str, set[str]] = {"train": set(), "validation": set()}
+    from llmtrain import trainer
+
+    real = trainer.Trainer.__post_init__
+
+    def look(self: trainer.Trainer) -> None:
+        real(self)
+        tokenizer = tokens.load(str(self.folder / "tokenizer"))
+        assert self.validation is not None
+        for name, rows in [("validation", self.validation), *(("train", stage.train) for stage in self.stages)]:
+            seen[name] |= {found for ids in rows["ids"] for found in re.findall(r"passage (\d)", tokenizer.decode(ids))}
+
+    monkeypatch.setattr(trainer.Trainer, "__post_init__", look)
     train(tmp_path / "run", *asked, *data, "trainer.max_steps=2")
-    said = capsys.readouterr().out
-    dropped = int(re.search(r"(\d+) training examples also stand in a held-out split", said)[1])  # type: ignore[index]
-    assert dropped > 0
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["status"] == "finished"
+    assert seen == {"train": set(), "validation": {"0"}}
+    assert "train examples share sentences with a split that judges them" in capsys.readouterr().out
+
+
+def test_a_longer_budget_after_the_change_of_length_leaves_the_change_where_it_was(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("data.short_length=8", "data.short_fraction=0.5", "trainer.log_every_steps=1")
+    train(tmp_path / "run", *asked)
+    capsys.readouterr()
+    run = train(tmp_path / "run", *asked, "trainer.max_steps=12")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "from update 3 on" in said
+    assert "the change before update 4 stays where it was" in said
+    tokens_done = [record["tokens"] for record in outcome(run)["metrics"] if "lr" in record]
+    assert len(tokens_done) == 12
+    assert min(b - a for a, b in pairwise(tokens_done[2:])) > tokens_done[0]  # all later updates are of long sequences
 
 
 def test_a_stop_during_an_evaluation_loses_neither_it_nor_a_bit(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from transformers import (
     BertForMaskedLM,
     CohereConfig,
     CohereForCausalLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
     ElectraConfig,
@@ -91,6 +93,10 @@ def electra() -> ElectraForMaskedLM:
     return ElectraForMaskedLM(ElectraConfig(**ENCODER, embedding_size=16))
 
 
+def deberta() -> DebertaV2ForMaskedLM:
+    return DebertaV2ForMaskedLM(DebertaV2Config(**ENCODER, legacy=False))
+
+
 def mobile() -> MobileBertForMaskedLM:
     return MobileBertForMaskedLM(MobileBertConfig(**{**ENCODER, "hidden_size": 128, "embedding_size": 64}))
 
@@ -118,6 +124,7 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], Reach]] = {
     "electra has a narrower head": (electra, Reach.positionwise),
     "mpnet": (lambda: MPNetForMaskedLM(MPNetConfig(**ENCODER)), Reach.positionwise),
     "albert": (lambda: AlbertForMaskedLM(AlbertConfig(**{**ENCODER, "initializer_range": 0.1}, embedding_size=16)), Reach.positionwise),
+    "deberta reads the embeddings of its body": (deberta, Reach.positionwise),
     "modernbert": (modern, Reach.positionwise),
     "mobilebert has an output layer of two matrices": (
         lambda: MobileBertForMaskedLM(MobileBertConfig(**{**ENCODER, "hidden_size": 128, "embedding_size": 64})),

@@ -21,7 +21,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from transformers import PreTrainedTokenizerBase
 
 from llmtrain.config import build, compose
-from llmtrain.data import documents as docs, shape, tokenizer as tokens
+from llmtrain.data import shape, tokenizer as tokens
 from llmtrain.data.base import Data
 from llmtrain.data.pydocs import _stdlib, modules
 from llmtrain.data.sentences import sentences
@@ -222,10 +222,10 @@ def test_mirrored_splits_exchange_the_lengths() -> None:
 
 def test_matching_runs_are_partners_both_ways_round_and_of_two_documents() -> None:
     rows = list(made(Negatives.random, 128, 0, False))
-    partners = {(row["key"], row["other_key"]) for row in rows}
+    partners = {(tuple(row["keys"]), tuple(row["other_keys"])) for row in rows}
     assert len(rows) > 500
     assert all((b, a) in partners for a, b in partners)
-    by_key = {row["key"]: row["document"] for row in rows}
+    by_key = {tuple(row["keys"]): row["document"] for row in rows}
     assert all(by_key[a] != by_key[b] for a, b in partners)
 
 
@@ -243,7 +243,24 @@ def test_words_of_two_segments_are_never_one_word() -> None:
         assert not {*found[1:4]} & {*found[5:8]}
 
 
-def test_documents_keys_name_content() -> None:
-    rows = made(Negatives.swapped, 128, 0, False)
-    row = rows[0]
-    assert row["key"] == docs.key(" ".join(map(str, row["ids"])))
+def test_runs_that_share_two_consecutive_sentences_share_a_key() -> None:
+    common = ["This stands in both of them.", "And this follows it in both."]
+    filling = [[f"Sentence {i} of text {d} is alone." for i in range(8)] for d in range(2)]
+    texts_ = [" ".join([*lines[:5], *common, *lines[5:]]) for lines in filling]
+    found = Pairs(negatives=Negatives.swapped, language="en").pairs(Dataset.from_dict({"text": texts_}), tokenizer(), 128, words=False)
+    first, second = (set(row["keys"]) for row in found)
+    assert len(first & second) == 1
+
+
+def test_the_parts_of_a_long_document_are_one_document() -> None:
+    """Else a random segment could be of the same document, and each part would lose an opening."""
+    lines = [" ".join(f"Sentence {i} of document {d} is here." for i in range(40)) for d in range(3)]
+    parts = [part for line in lines for part in (line[:700], line[700:])]
+    rows = Dataset.from_dict({"text": parts, "document": [d for d in range(3) for _ in range(2)]})
+    found = Pairs(negatives=Negatives.random, language="en").pairs(rows, tokenizer(), 128, words=False)
+    assert len(found)
+    whole = Pairs(negatives=Negatives.random, language="en").pairs(Dataset.from_dict({"text": lines}), tokenizer(), 128, words=False)
+    assert [row["ids"] for row in found] == [row["ids"] for row in whole]
+    for row in found:
+        own, other = (tokenizer().decode(row[name]).split("document ")[1][0] for name in ("ids", "other_ids"))
+        assert own != other
