@@ -34,6 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "validation_split": None,
     "test_split": None,
     "max_length": 16,
+    "short_length": None,
+    "short_fraction": 0.9,
     "validation_fraction": 0.1,
     "test_fraction": 0.1,
     "on_overlap": "warn",
@@ -90,8 +92,8 @@ def test_a_setting_out_of_range_is_a_config_error_that_names_the_key(settings: d
 
 
 def test_shares_have_no_effect_beside_splits_of_their_own() -> None:
-    assert hub().without_effect() == {}
-    assert set(hub(validation_split="validation", test_split="test").without_effect()) == {"validation_fraction", "test_fraction"}
+    assert hub().without_effect().keys() == {"short_fraction"}
+    assert set(hub(validation_split="validation", test_split="test").without_effect()) == {"short_fraction", "validation_fraction", "test_fraction"}
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ DEFAULTS: dict[str, Any] = {
     "kind": "pydocs",
     "packages": [],
     "max_length": 32,
+    "short_length": None,
+    "short_fraction": 0.9,
     "validation_fraction": 0.05,
     "test_fraction": 0.05,
     "on_overlap": "warn",

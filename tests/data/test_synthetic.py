@@ -20,6 +20,8 @@ DEFAULTS: dict[str, Any] = {
     "words": 40,
     "seed": 0,
     "max_length": 32,
+    "short_length": None,
+    "short_fraction": 0.9,
     "validation_fraction": 0.1,
     "test_fraction": 0.1,
     "on_overlap": "warn",

@@ -27,6 +27,8 @@ DEFAULTS: dict[str, Any] = {
     "documents": "line",
     "encoding": "utf-8",
     "max_length": 16,
+    "short_length": None,
+    "short_fraction": 0.9,
     "validation_fraction": 0.1,
     "test_fraction": 0.1,
     "on_overlap": "warn",
@@ -104,9 +106,9 @@ def test_a_setting_out_of_range_is_a_config_error_that_names_the_key(key: str, v
 
 
 def test_shares_have_no_effect_beside_files_of_their_own() -> None:
-    assert text().without_effect() == {}
-    assert set(text(validation="a.txt").without_effect()) == {"validation_fraction"}
-    assert set(text(validation="a.txt", test="b.txt").without_effect()) == {"validation_fraction", "test_fraction"}
+    assert text().without_effect().keys() == {"short_fraction"}
+    assert set(text(validation="a.txt").without_effect()) == {"short_fraction", "validation_fraction"}
+    assert set(text(validation="a.txt", test="b.txt").without_effect()) == {"short_fraction", "validation_fraction", "test_fraction"}
 
 
 # --- which files --------------------------------------------------------------------------------------------------
@@ -440,7 +442,7 @@ def test_the_splits_have_every_document_once() -> None:
 
 
 def test_a_split_has_the_column_text_and_no_other() -> None:
-    assert text(train=write("train.txt", numbered(300))).split("validation").column_names == ["text"]
+    assert text(train=write("train.txt", numbered(300))).split("validation").column_names == ["text", "document"]
 
 
 def test_b22_equal_documents_stand_on_one_side() -> None:

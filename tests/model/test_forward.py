@@ -124,7 +124,7 @@ FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], Reach]] = {
     "electra has a narrower head": (electra, Reach.positionwise),
     "mpnet": (lambda: MPNetForMaskedLM(MPNetConfig(**ENCODER)), Reach.positionwise),
     "albert": (lambda: AlbertForMaskedLM(AlbertConfig(**{**ENCODER, "initializer_range": 0.1}, embedding_size=16)), Reach.positionwise),
-    "deberta reads the embeddings of its body": (deberta, Reach.positionwise),
+    "deberta reads the embeddings of its body": (deberta, Reach.whole),
     "modernbert": (modern, Reach.positionwise),
     "mobilebert has an output layer of two matrices": (
         lambda: MobileBertForMaskedLM(MobileBertConfig(**{**ENCODER, "hidden_size": 128, "embedding_size": 64})),
