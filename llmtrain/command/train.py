@@ -497,6 +497,7 @@ def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, s
     model = built.model.load(tokenizer, built.objective.head, resize=built.tokenizer.resize, new_head=True)
     if machine.device == "cpu":
         forward.use_cpu_attention(model)
+        forward.use_cpu_dropout(model)
     if built.trainer.gradient_checkpointing:
         # Not reentrant (the default): the reentrant kind gives no gradients above a frozen prefix.
         model.activation_checkpointing_enable()

@@ -516,8 +516,9 @@ def test_dropout_has_the_gradients_of_its_own_mask() -> None:
 
 
 def test_dropout_leaves_out_its_share() -> None:
-    seen = forward._dropped(torch.empty(1000, 1001), 0.1, torch.Generator().manual_seed(6))
-    assert abs(float(seen.float().mean()) - 0.1) < 1e-3
+    kept = forward._kept(torch.Size([1000, 1001]), 0.1, torch.Generator().manual_seed(6))
+    assert abs(float(kept.mean()) - 0.9) < 1e-3
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
 
 
 def test_dropout_is_a_function_of_torchs_random_state() -> None:
@@ -630,3 +631,44 @@ def test_a_model_that_does_not_take_the_common_sdpa_keeps_its_own_attention(name
     before = model.config._attn_implementation
     assert not forward.use_cpu_attention(model)
     assert model.config._attn_implementation == before
+
+
+# --- dropout on a CPU ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_drops_the_share_and_scales_the_rest_and_so_does_its_gradient(dtype: torch.dtype, p: float) -> None:
+    model = nn.Sequential(nn.Dropout(p))
+    forward.use_cpu_dropout(model)
+    torch.manual_seed(0)
+    x = torch.ones(1001, 999, dtype=dtype, requires_grad=True)
+    y = model(x)
+    y.backward(torch.full_like(y, 2.0))
+    kept = (y != 0).double().mean().item()
+    assert abs(kept - (1 - p)) < 4 * (p * (1 - p) / y.numel()) ** 0.5
+    assert torch.equal(y[y != 0], torch.full_like(y[y != 0], 1.0).mul(1 / (1 - p)))
+    assert x.grad is not None
+    assert torch.equal(x.grad != 0, y != 0)
+    assert torch.equal(x.grad, 2 * y.detach())
+
+
+def test_dropout_is_drawn_from_the_global_seed_and_off_in_evaluation() -> None:
+    model = nn.Sequential(nn.Dropout(0.3))
+    forward.use_cpu_dropout(model)
+    x, drawn = torch.ones(50, 50), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(model(x))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(model.eval()(x), x)
+
+
+def test_cpu_dropout_changes_no_name_and_nothing_that_is_saved() -> None:
+    model = bert()
+    names, saved = [name for name, _ in model.named_modules()], list(model.state_dict())
+    forward.use_cpu_dropout(model)
+    assert names == [name for name, _ in model.named_modules()]
+    assert saved == list(model.state_dict())
+    assert any(type(module).__name__ == "_CPUDropout" for module in model.modules())
