@@ -225,4 +225,4 @@ def _selected(rows: Dataset, indices: np.ndarray) -> Dataset:
 
     content = hashlib.sha256(_column(rows, "key")[indices].tobytes()).hexdigest()
     chosen = rows if len(indices) == len(rows) else rows.select(indices)
-    return store.with_fingerprint(chosen.select_columns(["text", "document"]), content)
+    return store.with_fingerprint(chosen.select_columns(["text", "document", "key"]), content)

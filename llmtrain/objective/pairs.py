@@ -231,17 +231,17 @@ def _runs(
 
 
 def _whole(rows: Dataset) -> Iterator[str]:
-    """The text of each document, its parts put together again where rows say which document they are of."""
-    before: int | None = None
+    """The text of each document, its parts put together again where rows say what they are parts of.
+
+    A first part is the one whose key is the document's: of two equal documents in a row, each begins anew.
+    """
     held: list[str] = []
     for batch in rows.iter(100):
-        for number, text in enumerate(batch["text"]):
-            document = batch["document"][number] if "document" in batch else None
-            if held and (document is None or document != before):
+        for text, document, key in zip(batch["text"], *(batch.get(name, [0] * len(batch["text"])) for name in ("document", "key")), strict=True):
+            if held and document == key:
                 yield "".join(held)
                 held = []
             held.append(text)
-            before = document
     if held:
         yield "".join(held)
 

@@ -442,7 +442,7 @@ def test_the_splits_have_every_document_once() -> None:
 
 
 def test_a_split_has_the_column_text_and_no_other() -> None:
-    assert text(train=write("train.txt", numbered(300))).split("validation").column_names == ["text", "document"]
+    assert text(train=write("train.txt", numbered(300))).split("validation").column_names == ["text", "document", "key"]
 
 
 def test_b22_equal_documents_stand_on_one_side() -> None:

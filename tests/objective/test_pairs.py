@@ -256,7 +256,7 @@ def test_the_parts_of_a_long_document_are_one_document() -> None:
     """Else a random segment could be of the same document, and each part would lose an opening."""
     lines = [" ".join(f"Sentence {i} of document {d} is here." for i in range(40)) for d in range(3)]
     parts = [part for line in lines for part in (line[:700], line[700:])]
-    rows = Dataset.from_dict({"text": parts, "document": [d for d in range(3) for _ in range(2)]})
+    rows = Dataset.from_dict({"text": parts, "document": [d for d in range(3) for _ in range(2)], "key": [0, 10, 1, 11, 2, 12]})
     found = Pairs(negatives=Negatives.random, language="en").pairs(rows, tokenizer(), 128, words=False)
     assert len(found)
     whole = Pairs(negatives=Negatives.random, language="en").pairs(Dataset.from_dict({"text": lines}), tokenizer(), 128, words=False)
@@ -264,3 +264,10 @@ def test_the_parts_of_a_long_document_are_one_document() -> None:
     for row in found:
         own, other = (tokenizer().decode(row[name]).split("document ")[1][0] for name in ("ids", "other_ids"))
         assert own != other
+
+
+def test_two_equal_documents_in_a_row_are_not_one() -> None:
+    """The end of the first and the beginning of the second do not follow each other."""
+    text = " ".join(f"Sentence {i} is here." for i in range(12))
+    rows = Dataset.from_dict({"text": [text, text], "document": [5, 5], "key": [5, 5]})
+    assert list(pairs._whole(rows)) == [text, text]
