@@ -47,6 +47,14 @@ class Attention(Enum):
     bidirectional = "bidirectional"
 
 
+class Activation(Enum):
+    """gelu is the exact one, which transformers' BERTs have; gelu_tanh its approximation, of GPT-1 to 3 and Devlin's code."""
+
+    gelu = "gelu"
+    gelu_tanh = "gelu_tanh"
+    relu = "relu"
+
+
 _SEPARATES: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 

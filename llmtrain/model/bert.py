@@ -7,22 +7,13 @@ shapes: Turc et al. 2019, arXiv 1908.08962, table 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from llmtrain.errors import require
-from llmtrain.model.base import Attention, Head, Model, auto_class, require_shape
+from llmtrain.model.base import Activation, Attention, Head, Model, auto_class, require_shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-class Activation(Enum):
-    """gelu is the exact one, which transformers' BERTs have; gelu_tanh its approximation, which Devlin's code has."""
-
-    gelu = "gelu"
-    gelu_tanh = "gelu_tanh"
-    relu = "relu"
 
 
 @dataclass(frozen=True, kw_only=True)

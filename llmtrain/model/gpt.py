@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from llmtrain.errors import require
-from llmtrain.model.base import Attention, Head, Model, auto_class, require_shape
+from llmtrain.model.base import Activation, Attention, Head, Model, auto_class, require_shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,14 +24,6 @@ class Architecture(Enum):
 
     gpt1 = "gpt1"
     gpt2 = "gpt2"
-
-
-class Activation(Enum):
-    """gelu_tanh is the tanh approximation of GPT-1 to 3, as one fused operation; gelu the exact one."""
-
-    gelu_tanh = "gelu_tanh"
-    gelu = "gelu"
-    relu = "relu"
 
 
 @dataclass(frozen=True, kw_only=True)
