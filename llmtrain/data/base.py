@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from llmtrain.errors import require
+from llmtrain.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,6 +24,14 @@ class Overlap(Enum):
 
     warn = "warn"
     error = "error"
+
+
+class Target(Enum):
+    """What a labelled row is to be answered with."""
+
+    label = "label"  # one of several classes
+    score = "score"  # a number
+    choice = "choice"  # one of several continuations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +89,23 @@ class Data(ABC):
         Raises:
             DataError: naming the file, the line and the value that cannot be read.
         """
+
+    def labelled(self, name: str, target: Target) -> Dataset:
+        """The rows of a split with their answers, one for each row of the source, for the objectives of a task.
+
+        Columns: `text`; `second`, where rows are pairs of texts; `key`, a 63-bit number that is equal for equal content; and
+
+            label    `label`, an int64 of the feature type ClassLabel, whose names are the classes of the training split
+            score    `score`, float64
+            choice   `choices`, a list of two texts or more, and `label`, int64, the number of the right one, from 0
+
+        Its fingerprint depends on what the rows say alone.
+
+        Raises:
+            ConfigError: this kind of data has no such answers.
+            DataError: naming the file, the row and the value that cannot be used, or the columns that are there.
+        """
+        raise ConfigError(f"this data has no {target.value} to its texts", allowed="data=text with labelled files, or data=pydocs")
 
     @abstractmethod
     def summary(self) -> str:

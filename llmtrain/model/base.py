@@ -25,6 +25,7 @@ class Head(Enum):
     masked_lm = "masked_lm"
     sentence_order = "sentence_order"  # two classes for a pair of segments, from the pooled first token
     pretraining = "pretraining"  # masked_lm and sentence_order, as BERT was pretrained
+    task = "task"  # the answers of a task, from one vector for each sequence: classes, a number, a choice
 
 
 def auto_class(head: Head) -> Any:
@@ -38,6 +39,37 @@ def auto_class(head: Head) -> Any:
         Head.pretraining: "AutoModelForPreTraining",
     }
     return getattr(transformers, names[head])
+
+
+class HeadKind(Enum):
+    """Whose head answers a task."""
+
+    pooled = "pooled"  # ours: pool, standardise, linear
+    family = "family"  # transformers' own ...ForSequenceClassification
+
+
+class Pooling(Enum):
+    """How the states of a sequence become one vector; padding is never part of it."""
+
+    auto = "auto"  # mean; the last token where a causal model is trained
+    cls = "cls"  # the first token's
+    mean = "mean"
+    last = "last"  # the last token's
+    max = "max"  # the largest of each number
+    pooler = "pooler"  # what the family's own pooler makes of the first token
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a head of a task gives for each sequence.
+
+    Attributes:
+        number: of logits: the classes, or 1.
+        names: of the classes; none where the answer is a number or a choice.
+    """
+
+    number: int
+    names: tuple[str, ...] = ()
 
 
 class Attention(Enum):

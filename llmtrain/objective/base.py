@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from llmtrain.data.base import Target
 from llmtrain.errors import require
-from llmtrain.model.base import Attention, Head
+from llmtrain.model.base import Attention, Head, Outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from llmtrain.data.tokenizer import Vocabulary
 
 IGNORED = -100  # a label that asks for nothing, as everywhere in torch
+PREDICTIONS = "predictions"  # what `sums` may return besides sums: (samples of the batch, numbers), gathered instead of added up
 
 
 class Direction(Enum):
@@ -77,11 +79,17 @@ class Batch:
 
 @dataclass
 class Totals:
-    """Sums over a whole evaluation, over all processes: the only thing that metrics are made from."""
+    """Sums over a whole evaluation, over all processes: the only thing that metrics are made from.
+
+    Attributes:
+        sums, counts, sizes: of each term, over all batches.
+        predictions: of each sample, what `sums` gave in its row of a tensor `PREDICTIONS`: for metrics that are no sums.
+    """
 
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, float] = field(default_factory=dict)
+    predictions: dict[int, np.ndarray] = field(default_factory=dict)
 
     def mean(self, term: str) -> float:
         """The mean loss of a term; 0 where it had no target."""
@@ -104,6 +112,8 @@ class Objective(ABC):
         shortest: tokens of the shortest sequence that it can make, special ones included.
         tokens: attributes of a `Vocabulary` that must be there.
         metric_directions: name → which way it gets better, for `evaluation.best_metric`.
+        best_metric: the one that decides where the user names none.
+        target: which answers it wants from `Data.labelled`; None: it reads the texts of `Data.split` alone.
 
     Attributes:
         weights: of the terms in the total loss.
@@ -116,6 +126,8 @@ class Objective(ABC):
     shortest: ClassVar[int] = 2
     tokens: ClassVar[tuple[str, ...]]
     metric_directions: ClassVar[dict[str, Direction]]
+    best_metric: ClassVar[str] = "loss"
+    target: ClassVar[Target | None] = None
 
     weights: dict[str, float]
 
@@ -143,12 +155,25 @@ class Objective(ABC):
 
     @abstractmethod
     def metrics(self, totals: Totals) -> dict[str, float]:
-        """Named numbers from the totals of an evaluation."""
+        """Named numbers from the totals of an evaluation, on the main process."""
 
     @property
     def separates(self) -> bool:
         """Whether it asks the model to keep the documents of a block apart."""
         return False
+
+    @property
+    def asks_words(self) -> bool:
+        """Whether an objective of a task asks a language model's head as well (GPT-1's auxiliary loss)."""
+        return False
+
+    def outputs(self, rows: Dataset) -> Outputs | None:
+        """What a head for these labelled training rows gives; None where the objective is of no task."""
+        return None
+
+    def baselines(self, train: Dataset, judged: Dataset) -> dict[str, float]:
+        """What the same labelled rows give without any pretrained model; kept by the store, since it is asked in every run."""
+        return {}
 
     def references(self, examples: Dataset, vocabulary: Vocabulary) -> dict[str, float]:
         """What knowing nothing would give on these examples as they are evaluated, to hold the metrics against."""
