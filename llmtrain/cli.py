@@ -21,9 +21,11 @@ from llmtrain.errors import ConfigError, Interrupted, LLMTrainError, shown
 # Each verb with what it does and the module in command/ that does it.
 VERBS = {
     "pretrain": ("train a GPT or a BERT on text, from random numbers or on from weights", "pretrain"),
+    "finetune": ("train the head, the last blocks or all of a pretrained model on a task", "finetune"),
     "evaluate": ("loss, perplexity and accuracy of a model on a split", "evaluate"),
     "generate": ("let a model write", "generate"),
-    "predict": ("fill in [MASK] in a sentence, or judge whether a second one follows", "predict"),
+    "predict": ("answer a file of texts, fill in [MASK], or judge whether a sentence follows another", "predict"),
+    "cache": ("list or clear what frozen layers computed once", "cache"),
     "validate": ("check a config without running it", "validate"),
 }
 
@@ -45,7 +47,9 @@ start here:
   llmtrain pretrain                                   a small GPT learns from the text of your Python's documentation
   llmtrain pretrain data=text data.train=book.txt     the same on your own text
   llmtrain pretrain model=bert_mini objective=bert    a small BERT learns to fill in words and to tell the order
-  llmtrain generate prompt='Once upon a time'         let the newest model write"""
+  llmtrain generate prompt='Once upon a time'         let the newest model write
+  llmtrain finetune finetune=last_layers              train the upper blocks of the newest model to tell kinds of texts apart
+  llmtrain finetune data=text data.train=reviews.csv  the same on your own labelled texts"""
 
 
 @dataclass

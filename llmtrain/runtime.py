@@ -180,6 +180,28 @@ class Runtime:
 
         return broadcast_object_list([value])[0]
 
+    def seed(self, seed: int) -> None:
+        """Seed torch's generators of this process's devices.
+
+        Not by torch.manual_seed: for each kind of accelerator that is not there yet it keeps a stack trace, 2 ms in all.
+        """
+        import torch
+
+        torch.default_generator.manual_seed(seed)
+        if self.device == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device == "mps":
+            torch.mps.manual_seed(seed)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The `value` of every process, on every process, in the order of their ranks. It is pickled: nothing large."""
+        if self.world == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        found: list[Any] = gather_object([value])
+        return found
+
     def peak_memory_mb(self) -> float:
         """The most memory held so far: the GPU's where there is one, else this process's resident set."""
         if self.device == "cuda":
@@ -431,18 +453,27 @@ def new_run_folder(verb: str, settings: Settings) -> Path:
     raise DeviceError(f"runs/{verb}/{base}: taken a hundred times over")
 
 
-def newest_run() -> Path:
+def newest_run(verb: str = "*") -> Path:
     """The run below runs/ whose final/ was written last.
+
+    Args:
+        verb: of the runs that are looked at; *: of all.
 
     Raises:
         CheckpointError: there is none.
     """
-    found = sorted(Path("runs").glob("*/*/final/config.json"), key=lambda p: (p.stat().st_mtime, str(p)))
+    found = finished_runs(verb)
     if not found:
         raise CheckpointError(
             "model.checkpoint=newest: there is no finished run below runs/", fix="`llmtrain pretrain` makes one; model.checkpoint=FOLDER names another"
         )
-    return found[-1].parent.parent
+    return found[-1]
+
+
+def finished_runs(verb: str = "*") -> list[Path]:
+    """The runs below runs/ that have a final/, the newest last."""
+    found = sorted(Path("runs").glob(f"{verb}/*/final/config.json"), key=lambda p: (p.stat().st_mtime, str(p)))
+    return [path.parent.parent for path in found]
 
 
 @contextlib.contextmanager

@@ -13,11 +13,11 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from llmtrain import checkpoint
 from llmtrain.callback.base import Callback, Run, Step
 from llmtrain.errors import ConfigError, NonFiniteError, Stopped, require
 from llmtrain.finetune.base import Phase
-from llmtrain.objective.base import Batch, Direction, Draw, Objective, Totals
+from llmtrain.objective.base import PREDICTIONS, Batch, Direction, Draw, Objective, Totals
 from llmtrain.optimizer import Optimizer, load_state, set_lr, state_by_name
 from llmtrain.runtime import Runtime, keep_memory
 from llmtrain.schedule.base import Progress, Schedule
@@ -100,22 +100,29 @@ class Evaluation:
     """When to evaluate, and by what the best is known.
 
     Attributes:
-        every_steps: updates between two evaluations; null: only at the end.
-        best_metric: the metric that decides which checkpoint is best, and early stopping.
+        every_steps: updates between two evaluations; a number below 1 is a share of the run; null: only at the end.
+        best_metric: the metric that decides which checkpoint is best, and early stopping; null: the objective's own choice.
         batch_size: sequences of a forward pass on one device; null: as in training.
         max_samples: sequences of the validation split to use, the same ones every time; null: all.
     """
 
-    every_steps: int | None
-    best_metric: str
+    every_steps: float | None
+    best_metric: str | None
     batch_size: int | None
     max_samples: int | None
 
     def __post_init__(self) -> None:
-        require(self.every_steps is None or self.every_steps >= 1, "every_steps", self.every_steps, "1 update or more, or null")
+        whole = self.every_steps is None or 0 < self.every_steps < 1 or (self.every_steps >= 1 and float(self.every_steps).is_integer())
+        require(whole, "every_steps", self.every_steps, "a whole number of updates, a share of the run between 0 and 1, or null")
         for name in ("batch_size", "max_samples"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "1 or more, or null")
+
+    def every(self, total: int) -> int | None:
+        """Updates between two evaluations of a run of `total` updates."""
+        if self.every_steps is None:
+            return None
+        return max(1, round(self.every_steps * total)) if self.every_steps < 1 else int(self.every_steps)
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -124,13 +131,23 @@ class Evaluation:
 Call = Callable[[Batch], dict[str, "torch.Tensor"]]
 
 
-def collate(objective: Objective, seed: int, vocabulary: Vocabulary, examples: list[dict[str, Any]], epoch: int | str) -> Batch:
+class Computed(Protocol):
+    """What was computed once for each sample of some examples, and takes the place of the model's inputs or adds to them."""
+
+    def into(self, batch: Batch) -> Batch:
+        """The batch with what was computed for its samples."""
+
+
+def collate(objective: Objective, seed: int, vocabulary: Vocabulary, computed: Computed | None, examples: list[dict[str, Any]], epoch: int | str) -> Batch:
     """A batch for an epoch or for "eval". A plain function, so that workers can be given it."""
-    return objective.collate(examples, Draw(seed, epoch), vocabulary)  # type: ignore[arg-type]
+    batch = objective.collate(examples, Draw(seed, epoch), vocabulary)  # type: ignore[arg-type]
+    return batch if computed is None else computed.into(batch)
 
 
-def evaluate(call: Call, objective: Objective, examples: Dataset, vocabulary: Vocabulary, runtime: Runtime, batch_size: int) -> Totals:
-    """Sums, counts and sizes over `examples`, each row exactly once on any number of processes.
+def evaluate(
+    call: Call, objective: Objective, examples: Dataset, vocabulary: Vocabulary, runtime: Runtime, batch_size: int, computed: Computed | None = None
+) -> Totals:
+    """Sums, counts, sizes and predictions over `examples`, each row exactly once on any number of processes.
 
     The draws are fixed, the rows stand in their own order, and no global random number is used: it gives the same
     number every time, and training does not notice that it ran.
@@ -145,7 +162,7 @@ def evaluate(call: Call, objective: Objective, examples: Dataset, vocabulary: Vo
     requests = iter([[(-1, sample, real) for sample in samples] for samples, real in mine])
     totals = Totals()
     with torch.no_grad():
-        for batch in load(examples, requests, partial(collate, objective, 0, vocabulary), num_workers=0, seed=0):
+        for batch in load(examples, requests, partial(collate, objective, 0, vocabulary, computed), num_workers=0, seed=0):
             add(totals, batch, call(batch.to(runtime.accelerator.device)))
             if runtime.signalled.is_set() and runtime.world == 1:
                 break  # the loop stops at once; this evaluation is repeated after the resume
@@ -154,6 +171,10 @@ def evaluate(call: Call, objective: Objective, examples: Dataset, vocabulary: Vo
 
 def add(totals: Totals, batch: Batch, sums: dict[str, torch.Tensor]) -> None:
     """Add what a batch gave."""
+    if PREDICTIONS in sums:
+        found = sums[PREDICTIONS].double().cpu().numpy()
+        totals.predictions.update(zip(batch.samples, found, strict=False))  # no samples: a batch that only keeps in step
+        sums = {name: value for name, value in sums.items() if name != PREDICTIONS}
     for into, values in ((totals.sums, sums), (totals.counts, batch.counts), (totals.sizes, batch.sizes)):
         for name, value in values.items():
             into[name] = into.get(name, 0.0) + float(value)
@@ -161,15 +182,18 @@ def add(totals: Totals, batch: Batch, sums: dict[str, torch.Tensor]) -> None:
 
 def _by_length(examples: Dataset) -> list[int]:
     """Row numbers, long rows first: little padding, and a lack of memory shows at once."""
-    lengths = np.asarray(examples.with_format("numpy")["length"])
-    return [int(i) for i in np.argsort(-lengths, kind="stable")]
+    from llmtrain.data.loader import lengths
+
+    return [int(i) for i in np.argsort(-lengths(examples), kind="stable")]
 
 
 def _over_processes(totals: Totals, runtime: Runtime) -> Totals:
     parts = (totals.sums, totals.counts, totals.sizes)
     flat = runtime.sum([value for part in parts for value in part.values()])
     values = iter(flat)
-    return Totals(*({name: next(values) for name in part} for part in parts))
+    predictions = {sample: row for found in runtime.gather(totals.predictions) for sample, row in found.items()}
+    sums, counts, sizes = ({name: next(values) for name in part} for part in parts)
+    return Totals(sums, counts, sizes, predictions)
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -183,11 +207,13 @@ class Stage:
         until: share of the whole budget at which it ends; the last stage ends at 1.
         train: its examples.
         order: of these examples.
+        computed: what frozen layers made of them.
     """
 
     until: float
     train: Dataset
     order: Order
+    computed: Computed | None = None
 
 
 @dataclass(frozen=True)
@@ -227,6 +253,9 @@ class Trainer:
     Attributes:
         phases: what may change, until when.
         stages: the examples, until when.
+        model: the whole one; `run_on` may give a part of it that runs instead and shares its parameters.
+        frozen: given the trainable parameters, the names of the modules that stay in eval().
+        validation_computed: what frozen layers made of the validation examples.
         base: the weights that the run started from, which checkpoints then leave out.
         resume: the checkpoint to go on from.
     """
@@ -247,19 +276,29 @@ class Trainer:
     folder: Path
     seed: int
     num_workers: int
+    frozen: Callable[[Collection[str]], Collection[str]]
     config: dict[str, Any] = field(default_factory=dict)
+    validation_computed: Computed | None = None
     base: checkpoint.Base | None = None
     resume: Path | None = None
 
     def __post_init__(self) -> None:
         self.state = RunState()
+        self.saved = self.model
+        self.best_metric = self.evaluation.best_metric or self.objective.best_metric
         self.total_steps = self._total_steps()
+        self.every = self.evaluation.every(self.total_steps)
         self.legs = self._legs_from_here()
         self.total_tokens = _tokens(self.legs)
         self.micro_size = self.settings.micro_size(self.runtime.world)
         self.last_metrics: dict[str, float] = {}
         self._moments: Mapping[str, Mapping[str, torch.Tensor]] = {}
         self._scaler: dict[str, Any] | None = None
+
+    def run_on(self, model: PreTrainedModel, stages: list[Stage], validation_computed: Computed | None) -> None:
+        """Go on with a part of the model, on what the rest of it made of the examples."""
+        self.model, self.stages, self.validation_computed = model, stages, validation_computed
+        self.legs = self._legs_from_here()
 
     def fit(self) -> RunState:
         """Train until the budget is used up or something asks to stop.
@@ -316,8 +355,8 @@ class Trainer:
 
         from llmtrain.objective.learner import Learner
 
-        freeze(self.model, phase)
-        inner = self.optimizer.build(self.model, phase.trainable, phase.lr_scale)
+        freeze(self.saved, phase)
+        inner = self.optimizer.build(self.saved, phase.trainable, phase.lr_scale)
         load_state(inner, self._moments)
         accelerator = self.runtime.accelerator
         accelerator.free_memory()
@@ -326,8 +365,9 @@ class Trainer:
         if accelerator.scaler is not None and self._scaler:
             accelerator.scaler.load_state_dict(self._scaler)
             self._scaler = None  # the checkpoint's; from here on the scaler's own state goes on, through every leg
-        self._trained = [p for p in self.model.parameters() if p.requires_grad]
-        set_modes(self.model)
+        self._trained = [p for p in self.saved.parameters() if p.requires_grad]
+        self._eval = frozenset(self.frozen(phase.trainable))
+        set_modes(self.model, self._eval)
         return torch.compile(call) if self.settings.compile else call, prepared
 
     def _batches(self, stage: Stage, updates: int) -> Iterator[list[Batch]]:
@@ -346,7 +386,7 @@ class Trainer:
         loader = load(
             stage.train,
             requests(),
-            partial(collate, self.objective, self.seed, self.vocabulary),
+            partial(collate, self.objective, self.seed, self.vocabulary, stage.computed),
             num_workers=self.num_workers,
             seed=self.seed,
             pin_memory=self.runtime.device == "cuda",
@@ -363,8 +403,6 @@ class Trainer:
 
     def _update(self, batches: list[Batch]) -> Step:
         """Forward and backward over the micro-batches, one division, one clip, one step."""
-        import torch
-
         runtime, state, accelerator = self.runtime, self.state, self.runtime.accelerator
         terms = list(self.objective.weights)
         local = [float(sum(b.counts[t] for b in batches)) for t in terms]
@@ -376,7 +414,7 @@ class Trainer:
         set_lr(self._inner(self._adamw), lr)
         sums = dict.fromkeys(terms, 0.0)
         for i, batch in enumerate(batches):
-            torch.manual_seed(key(self.seed, "step", runtime.rank, state.micro_step + i))
+            runtime.seed(key(self.seed, "step", runtime.rank, state.micro_step + i))
             wait = i + 1 < len(batches)
             with accelerator.no_sync(self._call) if wait and runtime.world > 1 else contextlib.nullcontext():
                 losses = self._call(batch.to(accelerator.device))
@@ -439,7 +477,7 @@ class Trainer:
     def _evaluation_due(self) -> bool:
         """At every multiple and at the end of the budget, once."""
         step = self.state.step
-        wanted = step > 0 and (step == self.total_steps or due(self.evaluation.every_steps, step))
+        wanted = step > 0 and (step == self.total_steps or due(self.every, step))
         return self.validation is not None and wanted and self.state.evaluated_step != step
 
     def _signalled(self) -> bool:
@@ -470,16 +508,16 @@ class Trainer:
         state, began = self.state, time.perf_counter()
         self.model.eval()
         size = self.evaluation.batch_size or self.micro_size
-        totals = evaluate(self._call, self.objective, self.validation, self.vocabulary, self.runtime, size)
-        set_modes(self.model)
+        totals = evaluate(self._call, self.objective, self.validation, self.vocabulary, self.runtime, size, self.validation_computed)
+        set_modes(self.model, self._eval)
         if self._signalled():
             return  # it may have ended early; after the resume it is done again
         self.last_metrics = self.objective.metrics(totals)
         state.evaluations += 1
         state.evaluated_step = state.step
         state.evaluation_seconds += time.perf_counter() - began
-        if self._better(self.last_metrics[self.evaluation.best_metric]):
-            state.best, state.best_step, state.since_best = self.last_metrics[self.evaluation.best_metric], state.step, 0
+        if self._better(self.last_metrics[self.best_metric]):
+            state.best, state.best_step, state.since_best = self.last_metrics[self.best_metric], state.step, 0
         else:
             state.since_best += 1
         self._tell("on_evaluate", self.last_metrics)
@@ -487,7 +525,7 @@ class Trainer:
     def _better(self, value: float) -> bool:
         if not math.isfinite(value):
             return False
-        higher = self.objective.metric_directions[self.evaluation.best_metric] is Direction.higher
+        higher = self.objective.metric_directions[self.best_metric] is Direction.higher
         return self.state.best is None or (value > self.state.best if higher else value < self.state.best)
 
     # --- saving and resuming
@@ -498,7 +536,7 @@ class Trainer:
             scaler = self.runtime.accelerator.scaler
             content = {"run": self.state.to_json(), "scaler": None if scaler is None else scaler.state_dict()}
             moments = state_by_name(self._inner(self._adamw))
-            path = checkpoint.save(self.folder, step=self.state.step, model=self.model, optimizer=moments, state=content, base=self.base)
+            path = checkpoint.save(self.folder, step=self.state.step, model=self.saved, optimizer=moments, state=content, base=self.base)
             if self.state.best_step == self.state.step:
                 checkpoint.link(self.folder, "best", path)
             checkpoint.prune(self.folder, self.checkpoints.keep_last, self.state.best_step if self.checkpoints.keep_best else None)
@@ -509,7 +547,7 @@ class Trainer:
         if self.resume is None:
             return
         loaded = checkpoint.read(self.resume, self.base)
-        checkpoint.load_weights(self.model, loaded.weights, self.base)
+        checkpoint.load_weights(self.saved, loaded.weights, self.base)
         self.state = RunState.from_json(loaded.state["run"])
         self._moments, self._scaler = loaded.optimizer, loaded.state.get("scaler")
 
@@ -550,10 +588,10 @@ class Trainer:
             getattr(callback, hook)(self._run(), self.state, *arguments)
 
     def _run(self) -> Run:
-        every = self.evaluation.every_steps
-        higher = self.objective.metric_directions[self.evaluation.best_metric] is Direction.higher
+        every = self.every
+        higher = self.objective.metric_directions[self.best_metric] is Direction.higher
         evaluations = 0 if self.validation is None else self.total_steps // every if every else 1
-        return Run(self.runtime, self.folder, self.total_steps, evaluations, self.settings.log_every_steps, self.evaluation.best_metric, higher, self.config)
+        return Run(self.runtime, self.folder, self.total_steps, evaluations, self.settings.log_every_steps, self.best_metric, higher, self.config)
 
 
 def due(every: int | None, step: int) -> bool:
@@ -577,10 +615,9 @@ def freeze(model: nn.Module, phase: Phase) -> None:
         parameter.grad = None
 
 
-def set_modes(model: nn.Module) -> None:
-    """train() for what moves, eval() for modules whose every parameter is frozen: their dropout would be noise."""
+def set_modes(model: nn.Module, frozen: Collection[str]) -> None:
+    """train() for what moves, eval() for modules that are frozen: their dropout would be noise, and a cache of them another model."""
     model.train()
-    for module in model.modules():
-        own = list(module.parameters())
-        if own and not any(p.requires_grad for p in own):
+    for name, module in model.named_modules():
+        if name in frozen:
             module.eval()

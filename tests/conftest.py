@@ -51,6 +51,9 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "masked_lm": (*TINY_BERT, "objective=masked_lm"),
     "sentence_order": (*TINY_BERT, "objective=sentence_order"),
     "bert": (*TINY_BERT, "objective=bert"),
+    "classification": (*TINY_BERT, "objective=classification", "data.validation_fraction=0.2"),
+    "regression": (*TINY_BERT, "objective=regression", "data.validation_fraction=0.2"),
+    "multiple_choice": (*TINY_BERT, "objective=multiple_choice", "data.validation_fraction=0.2"),
 }
 
 Train = Callable[..., Path]

@@ -25,7 +25,7 @@ FLOORS = {
     7: ("__main__",),
     6: ("cli", "worker"),
     5: ("command",),
-    4: ("trainer", "sweep", "launcher", "report"),
+    4: ("trainer", "frozen", "sweep", "launcher", "report"),
     3: ("objective", "finetune", "callback", "task", "schedule", "cache", "optimizer", "checkpoint", "estimate"),
     2: ("model", "data"),
     1: ("config", "runtime", "state", "seeding", "files"),
@@ -147,9 +147,7 @@ def test_a_preset_adds_no_key(path: Path) -> None:
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, options in groups().items() for o in options if g in BASES and g != "callback"])
 def test_every_shipped_option_composes_and_builds(group: str, option: str) -> None:
     extra = {"text": ["data.train=book.txt"], "hub": ["data.name=somebody/something"]}.get(option, [])
-    bidirectional = (group == "model" and option.startswith("bert")) or (group == "objective" and option != "next_token")
-    pair = ["model=bert", "objective=bert"] if bidirectional else []
-    composed = compose("pretrain", [*(o for o in pair if not o.startswith(f"{group}=")), f"{group}={option}", *extra])
+    composed = compose("finetune", [*(["model=bert"] if group != "model" and option != "next_token" else []), *(["model=gpt"] if option == "next_token" else []), f"{group}={option}", *extra])
     assert parts(composed.config) is not None
 
 
@@ -172,16 +170,16 @@ def test_init_files_are_empty_but_for_the_packages_own(path: Path) -> None:
 
 
 def sections() -> list[Any]:
-    from llmtrain import checkpoint, optimizer, runtime, trainer
+    from llmtrain import cache, checkpoint, optimizer, runtime, trainer
     from llmtrain.data.tokenizer import TokenizerSettings
 
-    listed = {"trainer": trainer.Settings, "evaluation": trainer.Evaluation, "checkpoint": checkpoint.Settings, "optimizer": optimizer.Optimizer}
+    listed = {"trainer": trainer.Settings, "evaluation": trainer.Evaluation, "checkpoint": checkpoint.Settings, "optimizer": optimizer.Optimizer, "cache": cache.Settings}
     return [*listed.items(), ("tokenizer", TokenizerSettings), ("", runtime.Settings)]
 
 
 @pytest.mark.parametrize(("name", "cls"), sections())
 def test_a_section_without_kinds_lists_exactly_its_settings(name: str, cls: type) -> None:
-    composed = compose("pretrain", []).config
+    composed = compose("finetune", []).config
     base = set(yaml.safe_load((CONFIGS / "base.yaml").read_text()))
     assert (set(composed[name]) if name else base) == {f.name for f in dataclasses.fields(cls)}
 
@@ -196,6 +194,7 @@ TESTED_ELSEWHERE = {
     "__main__",
     "worker",
     "command/pretrain",
+    "command/finetune",
     "command/train",
 }
 

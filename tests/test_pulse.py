@@ -21,11 +21,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("finetune", groups()["finetune"])
 @pytest.mark.parametrize("objective", groups()["objective"])
 @pytest.mark.parametrize("schedule", groups()["schedule"])
-def test_pretraining_runs(train: Train, tmp_path: Path, objective: str, finetune: str, schedule: str) -> None:
-    folder = train(tmp_path / "run", *ANSWERS[objective], f"finetune={finetune}", f"schedule={schedule}", "trainer.max_steps=2")
+def test_pretraining_runs(train: Train, tmp_path: Path, objective: str, schedule: str) -> None:
+    folder = train(tmp_path / "run", *ANSWERS[objective], f"schedule={schedule}", "trainer.max_steps=2")
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 

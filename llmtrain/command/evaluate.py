@@ -147,7 +147,7 @@ def _evaluate(machine: runtime.Runtime, model: Model, objective: Objective, data
     tokenizer = tokens.load(path)
     train.refuse_lacking(tokenizer, objective, path)
     vocabulary = tokens.vocabulary(tokenizer)
-    data.split(settings.split)
+    train.rows_of(objective, data, settings.split)
     machine.console.print(data.summary(), markup=False)
     examples = train.distinct(objective, data, tokenizer, settings.split, data.max_length)
     for line in objective.notes(examples):
@@ -156,11 +156,16 @@ def _evaluate(machine: runtime.Runtime, model: Model, objective: Objective, data
         raise DataError(f"the {settings.split} split is empty", allowed=", ".join(SPLITS))
     if settings.max_samples is not None:
         examples = examples.select(range(min(settings.max_samples, len(examples))))
-    learner = Learner(model.load(tokenizer, objective.head, resize=False), objective).eval()
+    outputs = None if objective.target is None else objective.outputs(data.labelled("train", objective.target))
+    loaded = model.load(tokenizer, objective.head, resize=False, outputs=outputs, words=objective.asks_words)
+    learner = Learner(loaded, objective).eval()
     call = machine.accelerator.prepare_model(learner, evaluation_mode=True)
     totals = evaluate(partial(call), objective, examples, vocabulary, machine, settings.batch_size)
     pseudo = _pseudo_perplexity(partial(call), objective, examples, vocabulary, machine, settings)
-    return totals, {**pseudo, **objective.references(examples, vocabulary)}
+    further = {**pseudo, **objective.references(examples, vocabulary)}
+    if objective.target is not None and settings.max_samples is None:
+        further |= objective.baselines(data.labelled("train", objective.target), data.labelled(settings.split, objective.target))
+    return totals, further
 
 
 def _pseudo_perplexity(

@@ -1,4 +1,4 @@
-"""`llmtrain predict`: what a masked LM puts where a sentence says [MASK], and whether a second segment follows a first."""
+"""`llmtrain predict`: the answers of a finetuned model to a file of texts; what a masked LM puts where a sentence says [MASK]."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from omegaconf import OmegaConf
 from llmtrain import files, runtime
 from llmtrain.command import train
 from llmtrain.config import Composed, build
+from llmtrain.data.base import Data, Target
+from llmtrain.data.columns import Named
 from llmtrain.errors import ConfigError, printable, require
 from llmtrain.model.base import Attention, Head, Model
+from llmtrain.model.checkpoint import Checkpoint
+from llmtrain.objective.base import Draw, Objective
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MASK = "[MASK]"  # what people type, whatever the tokenizer calls it
@@ -26,23 +31,28 @@ class Settings:
     """What to look at.
 
     Attributes:
-        text: a sentence with [MASK] in one or several places.
+        file: texts for a finetuned model, .csv, .jsonl, .parquet or .txt; -: standard input; null: `text` alone.
+        text: a text for a finetuned model, or a sentence with [MASK] in one or several places.
         second: a second segment, for a model that was trained on pairs of segments; null: none.
         top_k: candidates for each place.
-        output: a JSON file for the numbers; null: only the terminal.
+        batch_size: texts of a forward pass.
+        output: a .csv or .jsonl file for the answers to `file`, or a JSON file for the numbers of a text; null: only the terminal.
         device: cpu, cuda, mps or auto.
         threads: CPU threads; auto: all cores.
     """
 
+    file: str | None
     text: str
     second: str | None
     top_k: int
+    batch_size: int
     output: str | None
     device: str
     threads: str
 
     def __post_init__(self) -> None:
-        require(bool(self.text.strip()), "text", self.text, f"a sentence, such as 'The {MASK} of a list.'")
+        require(bool(self.text.strip()) or self.file is not None, "text", self.text, f"a sentence, such as 'The {MASK} of a list.', or file=TEXTS.csv")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         require(self.second is None or bool(self.second.strip()), "second", self.second, "a segment of text, or null")
         require(self.top_k >= 1, "top_k", self.top_k, "1 or more")
         runtime.single(self.device, self.threads, runtime.Precision.fp32)  # checks device and threads
@@ -57,10 +67,90 @@ def command(composed: Composed, overrides: list[str]) -> int:
     model = build(config.model, Model, "model")
     if model.tokenizer_path is None:
         raise ConfigError("predict needs weights that exist", fix="model=checkpoint model.checkpoint=FOLDER")
+    if isinstance(model, Checkpoint) and model.has_head:
+        _answer(model, settings, train.run_of(model.checkpoint))
+        return 0
+    if settings.file is not None:
+        raise ConfigError(
+            f"file={settings.file}: {model.tokenizer_path} has no head of a task", fix="llmtrain finetune trains one; text='…' looks at a language model"
+        )
     if model.attention is not Attention.bidirectional:
         raise ConfigError("this model is causal: it has no place to fill in", allowed="bidirectional models (BERT, RoBERTa, …)", fix="llmtrain generate")
     _predict(model, settings)
     return 0
+
+
+# --- a finetuned model -------------------------------------------------------------------------------------------
+
+
+def _answer(model: Checkpoint, settings: Settings, run: dict[str, Any]) -> None:
+    """Let the head of a task answer, as its run asked it."""
+    from datasets import Dataset
+
+    from llmtrain.data import questions
+
+    if not run:
+        raise ConfigError(
+            f"model.checkpoint={model.checkpoint}: not the folder of a run, so how its head was asked is unknown", fix="give the run's own folder"
+        )
+    objective, data = build(run["objective"], Objective, "objective"), build(run["data"], Data, "data")
+    target = objective.target or Target.label
+    if settings.file is not None:
+        names = {ours: getattr(data, theirs, None) for ours, theirs in (("text", "text_column"), ("second", "second_column"), ("answer", "label_column"))}
+        choices = getattr(data, "choice_columns", None)
+        named = Named(**names, choices=None if choices is None else tuple(choices))
+        rows, records = questions.read(settings.file, target, named, getattr(data, "encoding", "utf-8"))
+    else:
+        if target is Target.choice:
+            raise ConfigError("text: this model chooses between texts", fix="file=QUESTIONS.jsonl with a list of choices in each row")
+        record = {"text": settings.text, **({} if settings.second is None else {"second": settings.second})}
+        rows, records = Dataset.from_list([record]), [record]
+    found = _answers(model, objective, data, settings, rows)
+    if settings.file is None or settings.output is None:
+        for record, answer in zip(records, found, strict=True):
+            print(json.dumps({**record, **answer}, ensure_ascii=False))
+    if settings.output is not None:
+        questions.write(Path(settings.output), [{**record, **_columns(answer)} for record, answer in zip(records, found, strict=True)])
+        print(f"{len(found):,} answers: {settings.output}")
+
+
+def _answers(model: Checkpoint, objective: Objective, data: Data, settings: Settings, rows: Dataset) -> list[dict[str, Any]]:
+    """What the head says to each row, in their order. Long rows go together, so that little is padded."""
+    import numpy as np
+    import torch
+
+    from llmtrain.data import loader, tokenizer as tokens
+    from llmtrain.model.head import pooled_head
+
+    torch.set_num_threads(runtime.decide_threads(settings.threads, 1))
+    device = torch.device(runtime.decide_device(settings.device))
+    tokenizer = tokens.load(str(model.tokenizer_path))
+    vocabulary = tokens.vocabulary(tokenizer)
+    loaded = model.load(tokenizer, Head.task, resize=False).to(device).eval()
+    head = pooled_head(loaded)
+    names = head.outputs.names if head is not None else tuple(loaded.config.id2label[i] for i in range(loaded.config.num_labels))
+    examples = objective.examples(rows, tokenizer, data.max_length)
+    order = np.argsort(loader.lengths(examples), kind="stable")
+    plain = examples.with_format("arrow")
+    found: dict[int, dict[str, Any]] = {}
+    with torch.no_grad():
+        for i in range(0, len(order), settings.batch_size):
+            samples = [int(sample) for sample in order[i : i + settings.batch_size]]
+            batch = objective.collate(loader.read_rows(plain, samples), Draw(0, "eval"), vocabulary).to(device)
+            for sample, logits in zip(samples, objective.logits(loaded, batch), strict=True):
+                found[sample] = objective.answer(logits, names) or {}
+    return [found[i] for i in range(len(rows))]
+
+
+def _columns(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer with a column for each class, and none that takes the place of a label that was read."""
+    flat = {f"predicted_{name}" if name in ("label", "score", "choice") else name: value for name, value in answer.items() if name != "probabilities"}
+    shares = answer.get("probabilities")
+    named = shares.items() if isinstance(shares, dict) else enumerate(shares or [])
+    return {**flat, **{f"probability_{name}": value for name, value in named}}
+
+
+# --- a language model ---------------------------------------------------------------------------------------------
 
 
 def _predict(model: Model, settings: Settings) -> None:

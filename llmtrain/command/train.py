@@ -1,4 +1,4 @@
-"""Train: what `pretrain` does, read from top to bottom like a recipe."""
+"""Train: what `pretrain` and `finetune` do, read from top to bottom like a recipe."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 import llmtrain
-from llmtrain import checkpoint, files, runtime
+from llmtrain import cache, checkpoint, files, runtime
 from llmtrain.callback.base import Callback
-from llmtrain.config import Composed, build, check_keys
-from llmtrain.data.base import Data
+from llmtrain.config import Composed, build, check_keys, read_yaml
+from llmtrain.data.base import Data, Target
 from llmtrain.data.tokenizer import TOKENS, TRAINED, TokenizerSettings
 from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError, Stopped, printable
-from llmtrain.finetune.base import Finetune
-from llmtrain.model.base import Attention, Head, Model, no_separation
+from llmtrain.finetune.base import Finetune, Phase
+from llmtrain.model.base import Attention, Head, HeadKind, Model, Outputs, Pooling, no_separation
 from llmtrain.objective.base import Objective
 from llmtrain.optimizer import Optimizer
 from llmtrain.runtime import Runtime
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from llmtrain.frozen import Cut
     from llmtrain.model.anatomy import Anatomy
 
 log = logging.getLogger("llmtrain")
@@ -46,10 +47,10 @@ log = logging.getLogger("llmtrain")
 FREE = (
     "name", "output_dir", "resume", "devices", "threads", "distributed", "callback", "evaluation", "checkpoint", "data.num_workers",
     "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.log_every_steps", "trainer.micro_batch_size",
-    "derived.total_steps", "derived.total_tokens",
+    "finetune.epochs", "cache", "derived.total_steps", "derived.total_tokens",
 )  # fmt: skip
 # Of these, the ones that change the bits all the same.
-BITS = ("devices", "threads", "trainer.micro_batch_size", "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens")
+BITS = ("cache.use", "cache.dtype", "devices", "threads", "trainer.micro_batch_size", "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Parts:
     trainer: TrainerSettings
     evaluation: Evaluation
     checkpoint: checkpoint.Settings
+    cache: cache.Settings | None
     callbacks: list[Callback]
 
 
@@ -77,8 +79,8 @@ def parts(config: DictConfig) -> Parts:
         ConfigError: naming the key.
     """
     own = {f.name for f in dataclasses.fields(runtime.Settings)}
-    named = {f.name for f in dataclasses.fields(Parts)} - {"runtime", "callbacks"}
-    check_keys(config, own | named | {"callback", "experiment"}, named | {"callback"})
+    named = {f.name for f in dataclasses.fields(Parts)} - {"runtime", "callbacks", "cache"}
+    check_keys(config, own | named | {"callback", "experiment", "cache"}, named | {"callback"})
     top = OmegaConf.create({name: config._get_node(name) for name in own if name in config}, parent=None)
     bases: dict[str, type[Any]] = {
         "model": Model,
@@ -92,9 +94,10 @@ def parts(config: DictConfig) -> Parts:
         "evaluation": Evaluation,
         "checkpoint": checkpoint.Settings,
     }
+    kept = build(config.cache, cache.Settings, "cache") if "cache" in config else None  # finetuning alone has one
     built = {name: build(config[name], base, name) for name, base in bases.items()}
     callbacks = [build(node, Callback, f"callback.{name}") for name, node in config.callback.items()]
-    found = Parts(runtime=build(top, runtime.Settings, ""), callbacks=callbacks, **built)
+    found = Parts(runtime=build(top, runtime.Settings, ""), callbacks=callbacks, cache=kept, **built)
     check(found)
     return found
 
@@ -102,7 +105,7 @@ def parts(config: DictConfig) -> Parts:
 def check(parts: Parts) -> None:
     """What no part can know alone, as far as it can be known without reading weights or data."""
     metrics = list(parts.objective.metric_directions)
-    if parts.evaluation.best_metric not in metrics:
+    if parts.evaluation.best_metric not in (None, *metrics):
         raise ConfigError(f"evaluation.best_metric={parts.evaluation.best_metric}: the objective has no such metric", allowed=", ".join(metrics))
     parts.trainer.micro_size(parts.runtime.processes)
     if parts.tokenizer.path is None and parts.model.tokenizer_path is None:  # else the tokenizer is loaded, and asked then
@@ -121,6 +124,7 @@ def fits(parts: Parts) -> None:
     """Whether the model can answer the objective, on sequences of this length."""
     limit = parts.model.positions
     refuse_wrong_pair(parts.model, parts.objective)
+    refuse_wrong_head(parts)
     for name, length in (("data.max_length", parts.data.max_length), ("data.short_length", parts.data.short_length)):
         if length is not None and length < parts.objective.shortest:
             raise ConfigError(f"{name}={length}: no sequence of the objective fits", allowed=f"{parts.objective.shortest} or more")
@@ -155,6 +159,28 @@ def refuse_wrong_pair(model: Model, objective: Objective) -> None:
         raise ConfigError(f"transformers has no {what.get(objective.head, 'language-model head')} for this model's family", allowed=PAIRS)
 
 
+def refuse_wrong_head(parts: Parts) -> None:
+    """Whether the head of a task, the objective and the mode go together.
+
+    Raises:
+        ConfigError: with the way out.
+    """
+    objective, model, mode = parts.objective, parts.model, parts.finetune
+    if objective.head is not Head.task:
+        return
+    if objective.asks_words and model.attention is not Attention.causal:
+        raise ConfigError("objective.weights.lm: the auxiliary loss of GPT-1 needs a causal model", fix="objective.weights.lm=0, or model=checkpoint of a GPT")
+    if model.head is HeadKind.family:
+        for what, wanted in {
+            "objective.symmetric=true": getattr(objective, "symmetric", False),
+            "objective=multiple_choice": objective.target is Target.choice,
+            "objective.weights.lm above 0": objective.asks_words,
+            "finetune.states": mode.reads != ("last", "concat"),
+        }.items():
+            if wanted:
+                raise ConfigError(f"model.head=family: the family's own head cannot do {what}", fix="model.head=pooled")
+
+
 def without_effect(parts: Parts, given: set[str]) -> list[str]:
     """A line for each key that the user gave and that changes nothing."""
     found: dict[str, str] = {}
@@ -166,6 +192,15 @@ def without_effect(parts: Parts, given: set[str]) -> list[str]:
         found["distributed.timeout_s"] = "there is one process"
     if parts.model.tokenizer_path is None:
         found["tokenizer.resize"] = "a model that starts from nothing is made to fit its tokenizer"
+    if parts.objective.head is not Head.task:
+        found |= dict.fromkeys(("model.head", "model.pooling"), "they are for the objectives of a task")
+        found |= dict.fromkeys(("finetune.states", "finetune.combine", "finetune.standardise"), "the objective has a head of its own")
+    elif parts.model.head is HeadKind.family:
+        found |= dict.fromkeys(("model.pooling", "finetune.standardise"), "the family's own head pools as it does")
+    if parts.cache is None:
+        found |= dict.fromkeys(("finetune.lr", "finetune.epochs"), "they are what `llmtrain finetune` takes where nothing else is given")
+    elif parts.cache.use is cache.Use.never:
+        found |= dict.fromkeys(("cache.max_gb", "cache.dtype"), "cache.use=never")
     return [f"{key} has no effect: {why}" for key, why in found.items() if key in given]
 
 
@@ -190,7 +225,7 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
         return _start_as_rank(composed.config, overrides, verb, built.runtime)
     for line in notes:
         print(f"note: {line}")
-    name_newest(composed.config)
+    name_newest(composed.config, verb)
     if built.runtime.processes == 1:  # several find out themselves: this process then never imports torch
         runtime.check(built.runtime)
         fits(parts(composed.config))
@@ -211,7 +246,7 @@ def _start_as_rank(config: DictConfig, overrides: list[str], verb: str, settings
     lock = contextlib.ExitStack()
     if rank == 0:
         try:
-            name_newest(config)
+            name_newest(config, verb)
             folder = run_folder(verb, settings)
             lock.enter_context(runtime.locked(folder))
             write_config(folder, config, overrides)
@@ -251,11 +286,44 @@ def run_as_rank(config: DictConfig, verb: str, folder: Path) -> int:
     return 0
 
 
-def name_newest(config: DictConfig) -> None:
-    """Replace `model.checkpoint: newest` by the run that it means, and say so."""
-    if config.model.get("checkpoint") == "newest":
-        config.model.checkpoint = str(runtime.newest_run())
-        print(f"model.checkpoint=newest is {config.model.checkpoint}")
+def name_newest(config: DictConfig, verb: str | None = None) -> None:
+    """Replace `model.checkpoint: newest` by the run that it means, and say so. What is finetuned is a pretrained one."""
+    if config.model.get("checkpoint") != "newest":
+        return
+    if verb == "finetune" and not runtime.finished_runs("pretrain"):
+        config.model.checkpoint = str(_small_start(config))
+        return
+    config.model.checkpoint = str(runtime.newest_run("pretrain" if verb == "finetune" else "*"))
+    print(f"model.checkpoint=newest is {config.model.checkpoint}")
+
+
+def run_of(checkpoint: str) -> dict[str, Any]:
+    """The config of the run that a folder of weights is, or belongs to; nothing where it is of no run."""
+    folder = Path(checkpoint).expanduser()
+    for path in (folder / "config.yaml", folder.parent / "config.yaml"):
+        if path.is_file():
+            found = read_yaml(path)
+            return found if isinstance(found, dict) and all(isinstance(found.get(name), dict) for name in ("data", "objective")) else {}
+    return {}
+
+
+# What is pretrained where nothing is: minutes of two CPU cores, on the documentation that every Python carries.
+SMALL_START = {
+    Attention.bidirectional: ("model=bert_mini", "objective=masked_lm", "data.max_length=128", "trainer.max_steps=1500", "trainer.batch_size=32"),
+    Attention.causal: ("model=gpt_tiny", "objective=next_token", "data.max_length=128", "trainer.max_steps=600"),
+}
+
+
+def _small_start(config: DictConfig) -> Path:
+    """A small pretrained model where there is none yet: it shows how everything works, and no more."""
+    from llmtrain.config import compose
+
+    wanted = build(config.objective, Objective, "objective").attention or Attention.bidirectional
+    overrides = [*SMALL_START[wanted], "name=small_start", f"device={config.device}", f"threads={config.threads}"]
+    print("there is no pretrained run below runs/ yet: a small model is pretrained first. It shows how things work; model.checkpoint=FOLDER takes a real one")
+    print(f"  llmtrain pretrain {' '.join(overrides)}")
+    start(compose("pretrain", overrides), overrides, "pretrain")
+    return runtime.newest_run("pretrain")
 
 
 # --- the recipe ---------------------------------------------------------------------------------------------------
@@ -270,25 +338,27 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
     machine = runtime.start(settings, built.model.width)
     with _recorded(machine, folder, verb) as record, runtime.logging_to(machine, folder), runtime.stopping_on_signals(machine.signalled):
         resume = machine.broadcast(find_resume(folder, settings) if machine.main else None)
-        tokenizer, stages, validation = _data(built, machine, folder)
-        model = _model(built, machine, tokenizer, settings.seed)
-        anatomy = _anatomy(model, built.finetune)
-        model = built.finetune.prepare(model, anatomy)
-        phases = built.finetune.plan(anatomy)
+        tokenizer, stages, validation, rows = _data(built, machine, folder)
+        model = _model(built, machine, tokenizer, settings.seed, built.objective.outputs(rows["train"]))
+        model, anatomy = _prepared(built, model, rows)
+        phases = [read_by_something(phase, anatomy) for phase in built.finetune.plan(anatomy)]
+        refuse_random_and_frozen(model, phases)
         started = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(model).items()}
-        job = _trainer(built, machine, model, phases, stages, validation, tokenizer, folder, resume)
-        resolved = _resolved(config, built, machine, job, tokenizer)
+        base = _base(built, model, started) if verb == "finetune" else None
+        job = _trainer(built, machine, model, anatomy, phases, stages, validation, tokenizer, folder, resume, base)
+        cut = _compute_once(built, machine, job, anatomy, tokenizer, stored)
+        resolved = _resolved(config, built, machine, job, tokenizer, cut)
         job.config = resolved
         _settle(machine, folder, stored, resolved, resume)
         if resume and _already_complete(machine, job, resume):
             record.skip = True
             return
-        _panel(built, machine, job, model, anatomy, folder)
+        _panel(built, machine, job, anatomy, folder, cut, verb)
         state = job.fit()
-        record.content |= _results(built, machine, job, state, model, started, phases, anatomy.unused)
+        record.content |= _results(built, machine, job, state, started, anatomy, rows)
         if machine.main:
-            _export(built, job, model, tokenizer, folder, record.content)
-            _goodbye(machine, job, state, model, tokenizer, folder, record.content, settings.seed)
+            _export(built, job, tokenizer, folder, record.content)
+            _goodbye(machine, job, state, tokenizer, folder, record.content, settings.seed, verb)
         machine.accelerator.wait_for_everyone()
 
 
@@ -382,18 +452,21 @@ def _as_stored(settings: runtime.Settings, stored: dict[str, Any] | None) -> run
     return dataclasses.replace(settings, **changes)
 
 
-def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedTokenizerBase, list[Stage], Dataset]:
-    """The tokenizer, the examples of each stage of training, and those that are held out.
+def rows_of(objective: Objective, data: Data, name: str) -> Dataset:
+    """A split as an objective wants it: with answers, where it is one of a task."""
+    return data.split(name) if objective.target is None else data.labelled(name, objective.target)
+
+
+def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedTokenizerBase, list[Stage], Dataset, dict[str, Dataset]]:
+    """The tokenizer, the examples of each stage of training, those that are held out, and the rows of both.
 
     Raises:
         DataError: a split too small for one batch, or empty.
     """
-    import numpy as np
-
-    from llmtrain.data.loader import Order
+    from llmtrain.data.loader import Order, lengths
 
     with machine.accelerator.main_process_first():
-        rows = {name: built.data.split(name) for name in ("train", "validation")}
+        rows = {name: rows_of(built.objective, built.data, name) for name in ("train", "validation")}
         if machine.main:
             machine.console.print(built.data.summary(), markup=False)
             for line in built.data.warnings():
@@ -403,7 +476,7 @@ def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedToken
         stages = []
         for until, length in built.data.lengths:
             train = _examples(built, "train", tokenizer, length)
-            stages.append(Stage(until, train, Order(np.asarray(train.with_format("numpy")["length"]), built.trainer.batch_size, machine.settings.seed)))
+            stages.append(Stage(until, train, Order(lengths(train), built.trainer.batch_size, machine.settings.seed)))
             for line in built.objective.notes(train):
                 log.info("training split, up to %d tokens: %s", length, line)
     for stage, (_, length) in zip(stages, built.data.lengths, strict=True):
@@ -420,7 +493,7 @@ def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedToken
         )
     if built.evaluation.max_samples is not None:
         validation = validation.select(range(min(built.evaluation.max_samples, len(validation))))
-    return tokenizer, stages, validation
+    return tokenizer, stages, validation, rows
 
 
 def _noted(built: Parts, examples: Dataset) -> str:
@@ -437,14 +510,14 @@ KEYS = ("keys", "other_keys")
 
 def distinct(objective: Objective, data: Data, tokenizer: PreTrainedTokenizerBase, name: str, length: int) -> Dataset:
     """A split's examples without those that share content with a split that judges it: test before validation before train."""
-    examples = objective.examples(data.split(name), tokenizer, length)
+    examples = objective.examples(rows_of(objective, data, name), tokenizer, length)
     names = [column for column in KEYS if column in examples.column_names]
     if not names:
         return examples
     held_out: set[int] = set()
     for judge in {"train": ("validation", "test"), "validation": ("test",)}.get(name, ()):
         with contextlib.suppress(DataError):  # there may be no test split
-            judging = objective.examples(data.split(judge), tokenizer, data.max_length)
+            judging = objective.examples(rows_of(objective, data, judge), tokenizer, data.max_length)
             held_out.update(key for column in names for keys in judging[column] for key in keys)
     kept = [i for i, row in enumerate(zip(*(examples[column] for column in names), strict=True)) if all(map(held_out.isdisjoint, row))]
     if len(kept) == len(examples):
@@ -485,7 +558,7 @@ def refuse_lacking(tokenizer: PreTrainedTokenizerBase, objective: Objective, pat
         )
 
 
-def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, seed: int, outputs: Outputs | None) -> PreTrainedModel:
     """In fp32, drawn from the seed or read from weights; the same on every process."""
     import torch
 
@@ -494,15 +567,80 @@ def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, s
 
     refuse_too_large(built.model.config(tokenizer), machine.device, built.objective.head)
     torch.manual_seed(key(seed, "init"))
-    model = built.model.load(tokenizer, built.objective.head, resize=built.tokenizer.resize, new_head=True)
+    words = built.objective.asks_words
+    model = built.model.load(tokenizer, built.objective.head, resize=built.tokenizer.resize, new_head=True, outputs=outputs, words=words)
+    if outputs is not None and built.model.head is HeadKind.pooled:
+        _wear_pooled_head(built, model, outputs)
+    elif outputs is not None and built.model.attention is Attention.causal:
+        _name_padding(model, tokenizer)
     if machine.device == "cpu":
         forward.use_cpu_attention(model)
         forward.use_cpu_dropout(model)
     forward.reach(model)  # asked here, by a tiny pass, so that the first update is one like any other
     if built.trainer.gradient_checkpointing:
-        # Not reentrant (the default): the reentrant kind gives no gradients above a frozen prefix.
+        # Not reentrant (the default): the reentrant kind gives no gradients above a frozen prefix. Frozen blocks are in
+        # eval(), and transformers computes again in training mode only.
         model.activation_checkpointing_enable()
     return model
+
+
+def _wear_pooled_head(built: Parts, model: PreTrainedModel, outputs: Outputs) -> None:
+    """Put our head on a body, unless it came with one that answers the same."""
+    from llmtrain.finetune.address import state_numbers
+    from llmtrain.model import head as heads
+    from llmtrain.model.base import say_fresh
+
+    address, combine = built.finetune.reads
+    states = state_numbers(address, int(model.config.num_hidden_layers))
+    worn = heads.pooled_head(model)
+    if worn is not None and (worn.states == states or address == "last"):
+        return
+    pooling = built.model.pooling
+    if pooling is Pooling.auto:
+        trained = built.finetune.trains_body and built.model.attention is Attention.causal
+        pooling = Pooling.last if trained else Pooling.mean
+    head = heads.PooledHead(int(model.config.hidden_size), outputs, pooling=pooling, states=states, combine=heads.Combine[combine])
+    heads.attach(model, head)
+    say_fresh(model, (f"{heads.NAME}.{name}" for name, _ in head.named_parameters()))
+
+
+def _name_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A causal family's own head finds the last token by the padding's id: never the one that ends a text."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ConfigError(
+            "model.head=family: the tokenizer has no token that only pads, and the family's head looks for one", fix="model.head=pooled, which goes by the mask"
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _prepared(built: Parts, model: PreTrainedModel, rows: dict[str, Dataset]) -> tuple[PreTrainedModel, Anatomy]:
+    """The model with what the mode adds, and where its parts are; the head of a number starts at the numbers' mean."""
+    from llmtrain.model import head as heads
+
+    worn = heads.pooled_head(model)
+    unread = _pooler(model) if worn is not None and worn.pooling is not Pooling.pooler else []
+    anatomy = _anatomy(model, built.finetune).fitted(model, [heads.NAME], unread)
+    prepared = built.finetune.prepare(model, anatomy)
+    anatomy = anatomy.fitted(prepared, [heads.NAME], unread)
+    anatomy.check(prepared)
+    worn, begin = heads.pooled_head(prepared), built.objective.start(rows["train"])
+    if worn is not None and begin is not None:
+        worn.bias.data.fill_(begin.mean)
+        worn.weight.data.mul_(begin.deviation)
+    return prepared, anatomy
+
+
+def _pooler(model: PreTrainedModel) -> list[str]:
+    """The path of the family's pooler, where it has one."""
+    body = model.base_model
+    prefix = "" if body is model else f"{model.base_model_prefix}."
+    return [f"{prefix}pooler"] if getattr(body, "pooler", None) is not None else []
+
+
+def read_by_something(phase: Phase, anatomy: Anatomy) -> Phase:
+    """A phase without the pooler that nothing reads: it would count as trained and never move."""
+    unread = {name for name in phase.trainable & anatomy.unused if ".pooler." in f".{name}"}
+    return dataclasses.replace(phase, trainable=phase.trainable - unread) if unread else phase
 
 
 def _anatomy(model: PreTrainedModel, mode: Finetune) -> Anatomy:
@@ -510,28 +648,88 @@ def _anatomy(model: PreTrainedModel, mode: Finetune) -> Anatomy:
     from llmtrain.model.anatomy import anatomy, undivided
 
     try:
-        found = anatomy(model.config, type(model))
+        return anatomy(model.config, type(model))
     except ConfigError as error:
         if mode.needs_blocks:
             raise
         log.info("%s; all of it is trained", error.what)
         return undivided(model)
-    found.check(model)
-    return found
+
+
+def refuse_random_and_frozen(model: PreTrainedModel, phases: list[Phase]) -> None:
+    """Refuse parameters that start from random numbers and never move: a published study had a row of them.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    from llmtrain.model.base import fresh
+
+    moving = frozenset().union(*(phase.trainable for phase in phases))
+    stuck = sorted(name for name in fresh(model) - moving if name in dict(model.named_parameters()) or ":" in name)
+    if any(":" in name for name in stuck) and any(dict(model.named_parameters())[n] is model.get_input_embeddings().weight for n in moving):
+        stuck = [name for name in stuck if ":" not in name]
+    if stuck:
+        raise ConfigError(
+            f"{len(stuck)} tensors start from random numbers and would stay frozen: {', '.join(stuck[:3])}{' …' if len(stuck) > 3 else ''}",
+            fix="finetune=full, a mode that trains them too, or weights that have them (llmtrain pretrain makes some)",
+        )
+
+
+def _base(built: Parts, model: PreTrainedModel, started: dict[str, str]) -> checkpoint.Base | None:
+    """The weights that checkpoints leave out where they have not moved; None for a model that starts from nothing."""
+    from llmtrain.model.base import fresh
+
+    if built.model.tokenizer_path is None:
+        return None
+    new = fresh(model)
+    return checkpoint.Base(built.model.tokenizer_path, {name: digest for name, digest in started.items() if name not in new})
+
+
+def _compute_once(
+    built: Parts, machine: Runtime, job: Trainer, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, stored: dict[str, Any] | None
+) -> Cut | None:
+    """Cut the model at its deepest frozen boundary where that pays, and standardise what a head of frozen states reads."""
+    from llmtrain import frozen
+    from llmtrain.model.head import pooled_head
+
+    cut = None
+    if built.cache is not None and job.validation is not None:
+        settings = built.cache
+        if stored is not None and settings.use is cache.Use.auto:
+            settings = dataclasses.replace(settings, use=cache.Use[stored["cache"]["use"]])
+        question = frozen.Question(
+            settings=settings, model=job.model, anatomy=anatomy, phases=job.phases, objective=built.objective, tokenizer=tokenizer,
+            stages=job.stages, validation=job.validation, machine=machine,
+            passes=job.total_steps / job.stages[0].order.per_epoch, evaluations=1 if job.every is None else max(1, job.total_steps // job.every),
+        )  # fmt: skip
+        cut = machine.broadcast(question.plan())
+        if cut is None and settings.use is cache.Use.always:
+            why = "every block moves in some phase" if built.objective.static else "the objective draws its inputs anew in every epoch"
+            raise ConfigError(f"cache.use=always: {why}, so nothing can be computed once", fix="cache.use=auto")
+        if cut is not None and cut.decision.use:
+            made = question.make(cut)
+            job.run_on(made.model, made.stages, made.validation)
+    head = pooled_head(job.saved)
+    if head is not None and built.finetune.standardises and job.resume is None:
+        frozen.standardise(head, job.stages[-1], built.objective, job.model, job.vocabulary, machine, machine.settings.seed, 64)
+    return cut
 
 
 def _trainer(
     built: Parts,
     machine: Runtime,
     model: PreTrainedModel,
-    phases: Any,
+    anatomy: Anatomy,
+    phases: list[Phase],
     stages: list[Stage],
     validation: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     resume: Path | None,
+    base: checkpoint.Base | None,
 ) -> Trainer:
     from llmtrain.data import tokenizer as tokens
+    from llmtrain.model.anatomy import frozen_modules
 
     return Trainer(
         settings=built.trainer,
@@ -550,11 +748,13 @@ def _trainer(
         folder=folder,
         seed=machine.settings.seed,
         num_workers=built.data.num_workers,
+        frozen=lambda trainable: frozen_modules(anatomy, model, trainable),
+        base=base,
         resume=resume,
     )
 
 
-def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrainedTokenizerBase, cut: Cut | None) -> dict[str, Any]:
     """The config with every `auto` replaced, and what follows from it and the data."""
     from llmtrain.data import store, tokenizer as tokens
 
@@ -564,6 +764,9 @@ def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, 
     content["tokenizer"]["algorithm"] = (
         "loaded" if built.tokenizer.path or built.model.tokenizer_path else built.tokenizer.trained(built.model.tokenizer_algorithm)
     )
+    content["evaluation"]["best_metric"] = job.best_metric
+    if built.cache is not None:
+        content["cache"]["use"] = "always" if cut is not None and cut.decision.use else "never"
     content["derived"] = {
         "total_steps": job.total_steps,
         "total_tokens": job.total_tokens,
@@ -572,6 +775,8 @@ def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, 
         "tokenizer": tokens.fingerprint(tokenizer),
         "vocabulary": len(tokenizer),
     }
+    if job.base is not None:
+        content["derived"]["base"] = job.base.digest
     return content
 
 
@@ -619,17 +824,19 @@ def _already_complete(machine: Runtime, job: Trainer, resume: Path) -> bool:
 # --- what people see ----------------------------------------------------------------------------------------------
 
 
-def _panel(built: Parts, machine: Runtime, job: Trainer, model: PreTrainedModel, anatomy: Anatomy, folder: Path) -> None:
+def _panel(built: Parts, machine: Runtime, job: Trainer, anatomy: Anatomy, folder: Path, cut: Cut | None, verb: str) -> None:
     from rich.panel import Panel
     from rich.table import Table
 
     if not machine.main:
         return
+    model = job.saved
     total = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for n, p in model.named_parameters() if n in job.phases[0].trainable)
+    moving = frozenset().union(*(phase.trainable for phase in job.phases))
+    trainable = sum(p.numel() for n, p in model.named_parameters() if n in moving)
     tokens_per_step = job.total_tokens / job.total_steps
     of = [f"{len(stage.train):,} sequences of up to {length} tokens" for stage, (_, length) in zip(job.stages, built.data.lengths, strict=True)]
-    lengths = f", from update {job.legs[0].last:,} on ".join(of)
+    lengths = f", from update {job.legs[0].last:,} on ".join(of) if len(job.stages) > 1 else of[0]
     grid = Table.grid(padding=(0, 2))
     processes = f" × {machine.world} processes" if machine.world > 1 else ""
     rows = {
@@ -641,41 +848,46 @@ def _panel(built: Parts, machine: Runtime, job: Trainer, model: PreTrainedModel,
         "precision": f"{machine.precision.name}: {machine.why}",
         "folder": str(folder),
     }
+    if verb == "finetune":
+        rows["learning rate"] = f"{built.optimizer.lr:g} at its peak{', the default of this mode' if built.optimizer.lr == built.finetune.lr else ''}"
+        rows["cache"] = cut.decision.why if cut is not None else "nothing to compute once: no block is frozen, or the inputs are drawn anew in every epoch"
     if any(stage.order.grouped for stage in job.stages):
         shares = [f"{stage.order.padding():.1%}" for stage in job.stages]
         rows["padding"] = f"{' then '.join(shares)} of what is computed, with batches grouped by length"
     for name, value in rows.items():
         grid.add_row(name, value)
     machine.console.print(Panel(grid, title=f"llmtrain {llmtrain.__version__}", title_align="left", expand=False))
+    if verb == "finetune":
+        _block_map(machine, job, anatomy)
+
+
+def _block_map(machine: Runtime, job: Trainer, anatomy: Anatomy) -> None:
+    """What is frozen and what moves, part by part, and what is tied to what is frozen."""
+    from llmtrain.finetune.base import tied_frozen
+    from llmtrain.report import blocks
+
+    machine.console.print(blocks.table(blocks.lines(job.saved, anatomy, job.phases, job.optimizer.lr)))
+    moving = frozenset().union(*(phase.trainable for phase in job.phases))
+    for name, other in tied_frozen(anatomy, moving).items():
+        machine.console.print(f"{name} is tied to {other}, which is frozen: it stays frozen with it; finetune.untie=true trains a copy", markup=False)
 
 
 def _results(
-    built: Parts, machine: Runtime, job: Trainer, state: RunState, model: PreTrainedModel, started: dict[str, str], phases: Any, unused: frozenset[str]
+    built: Parts, machine: Runtime, job: Trainer, state: RunState, started: dict[str, str], anatomy: Anatomy, rows: dict[str, Dataset]
 ) -> dict[str, Any]:
     """What run.json says of a run that ended: metrics, cost, and the proof of what was frozen and what moved."""
-    trainable = set().union(*(p.trainable for p in phases))
-    now = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(model).items()}
-    frozen = [n for n, _ in model.named_parameters() if n not in trainable]
-    moved_frozen = [n for n in frozen if now[n] != started[n]]
-    still = [n for n in sorted(trainable - unused) if now[n] == started[n]]
-    if moved_frozen:
-        log.warning("frozen parameters moved: %s", ", ".join(moved_frozen[:3]))
-    if still:
-        log.warning("%d trainable tensors did not move: %s", len(still), ", ".join(still[:3]))
-    references = built.objective.references(job.validation, job.vocabulary) if job.validation is not None else {}
+    if job.validation is not None and machine.main:
+        references = {**built.objective.references(job.validation, job.vocabulary), **_baselines(built, job, rows)}
+    else:
+        references = {}
     return {
         "stopped": state.stop,
         "steps": state.step,
         "tokens": state.tokens,
         "validation": job.last_metrics,
         "references": references,
-        "best": {"metric": built.evaluation.best_metric, "value": state.best, "step": state.best_step},
-        "freezing": {
-            "frozen": len(frozen),
-            "frozen_unchanged": len(frozen) - len(moved_frozen),
-            "trainable": len(trainable),
-            "trainable_moved": len(trainable) - len(still),
-        },
+        "best": {"metric": job.best_metric, "value": state.best, "step": state.best_step},
+        "freezing": _proof(job, started, anatomy),
         "cost": {
             "train_seconds": round(state.seconds, 2),
             "evaluation_seconds": round(state.evaluation_seconds, 2),
@@ -685,63 +897,106 @@ def _results(
     }
 
 
-def _export(built: Parts, job: Trainer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, content: dict[str, Any]) -> None:
-    """final/: a Hugging Face folder with weights, tokenizer, model card and a manifest."""
+def _baselines(built: Parts, job: Trainer, rows: dict[str, Dataset]) -> dict[str, float]:
+    """What knows nothing of the model gives on the validation examples that were judged."""
+    return built.objective.baselines(rows["train"], rows["validation"]) if built.objective.target is not None else {}
+
+
+def _proof(job: Trainer, started: dict[str, str], anatomy: Anatomy) -> dict[str, Any]:
+    """Tensor by tensor: what was frozen has the bits it had, and what was trained has others."""
+    from llmtrain.report import blocks
+
+    trainable = frozenset().union(*(phase.trainable for phase in job.phases))
+    now = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(job.saved).items()}
+    frozen = [n for n, _ in job.saved.named_parameters() if n not in trainable]
+    moved_frozen = [n for n in frozen if now[n] != started[n]]
+    still = [n for n in sorted(trainable - anatomy.unused) if now[n] == started[n]]
+    if moved_frozen:
+        log.warning("frozen parameters moved: %s", ", ".join(moved_frozen[:3]))
+    if still:
+        log.warning("%d trainable tensors did not move: %s", len(still), ", ".join(still[:3]))
+    return {
+        "frozen": len(frozen),
+        "frozen_unchanged": len(frozen) - len(moved_frozen),
+        "frozen_but_moved": moved_frozen,
+        "trainable": len(trainable),
+        "trainable_moved": len(trainable) - len(still),
+        "trainable_but_still": still,
+        "sections": blocks.as_json(blocks.lines(job.saved, anatomy, job.phases, job.optimizer.lr)),
+    }
+
+
+def _export(built: Parts, job: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, content: dict[str, Any]) -> None:
+    """final/: a Hugging Face folder with weights, tokenizer, model card and a manifest; our head beside them, where there is one."""
+    from llmtrain.model import head as heads
     from llmtrain.model.checkpoint import quiet
     from llmtrain.report.card import card
 
     if built.checkpoint.export == "best" and job.state.best_step not in (None, job.state.step):
         best = folder / "checkpoints" / f"step-{job.state.best_step:08d}"
-        checkpoint.load_weights(model, checkpoint.read(best, job.base).weights, job.base)
+        checkpoint.load_weights(job.saved, checkpoint.read(best, job.base).weights, job.base)
+    model: PreTrainedModel = built.finetune.merged(job.saved)
+    head = heads.pooled_head(model)
     with files.new_folder(folder / "final") as temporary:
         with quiet():
-            model.save_pretrained(temporary)
+            # The body alone is the ecosystem's: a tensor that AutoModel does not know would be reported as unexpected.
+            weights = {name: t for name, t in model.state_dict().items() if not name.startswith(f"{heads.NAME}.")}
+            model.save_pretrained(temporary, state_dict=weights)
+        if head is not None:
+            heads.save(head, temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card(type(model).__name__, job.config, content), encoding="utf-8")
         files.write_manifest(temporary)
 
 
 def _goodbye(
-    machine: Runtime,
-    job: Trainer,
-    state: RunState,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    content: dict[str, Any],
-    seed: int,
+    machine: Runtime, job: Trainer, state: RunState, tokenizer: PreTrainedTokenizerBase, folder: Path, content: dict[str, Any], seed: int, verb: str
 ) -> None:
     """Numbers, three samples, and what to type next."""
     from llmtrain.report.curve import draw
 
-    say = machine.console.print
-    draw(folder, content["references"])
-    metrics = dict(content["validation"])
-    loss = metrics.pop("loss", None)
-    references = {name: value for name, value in content["references"].items() if name == "unigram_entropy"}
+    say, model = machine.console.print, job.saved
+    draw(folder, {name: value for name, value in content["references"].items() if name == "unigram_entropy"})
     say()
-    if loss is not None:
-        say(f"held-out loss {loss:.3f}" + "".join(f" ({name.replace('_', ' ')} of the same tokens {value:.3f})" for name, value in references.items()))
-    others = {**metrics, **{name: value for name, value in content["references"].items() if name not in references}}
-    say(" · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in others.items()))
-    cost = content["cost"]
+    _numbers(say, content)
+    cost, proof = content["cost"], content["freezing"]
     say(
         f"{cost['train_seconds']:.0f} s training, {cost['evaluation_seconds']:.0f} s evaluation · "
-        f"{cost['tokens_per_second']:,.0f} tokens/s · peak memory {cost['peak_memory_mb']:,.0f} MB"
+        f"{cost['tokens_per_second'] or 0:,.0f} tokens/s · peak memory {cost['peak_memory_mb']:,.0f} MB"
     )
+    if verb == "finetune":
+        say(
+            f"proof: {proof['frozen_unchanged']} of {proof['frozen']} frozen tensors are bit for bit as they were, "
+            f"{proof['trainable_moved']} of {proof['trainable']} trainable ones moved"
+        )
     content["samples"] = []
-    verb = None
+    verb_line = None
     if job.objective.head is Head.next_token:
-        verb = f"llmtrain generate model.checkpoint={folder} prompt='The'"
+        verb_line = f"llmtrain generate model.checkpoint={folder} prompt='The'"
         content["samples"] = _written(say, model, tokenizer, seed)
     elif "masked_lm" in job.objective.terms:
-        verb = f"llmtrain predict model.checkpoint={folder} text='The {tokenizer.mask_token} of a list.'"
+        verb_line = f"llmtrain predict model.checkpoint={folder} text='The {tokenizer.mask_token} of a list.'"
         content["samples"] = _filled(say, job, model, tokenizer)
+    elif job.objective.head is Head.task:
+        verb_line = f"llmtrain predict model.checkpoint={folder} file=TEXTS.csv"
     say("\nnext:")
-    for line in (verb, f"llmtrain evaluate model.checkpoint={folder} split=test"):
+    for line in (verb_line, f"llmtrain evaluate model.checkpoint={folder} split=test"):
         if line is not None:
             say(f"  {line}", soft_wrap=True, markup=False)  # a command that is broken into lines cannot be copied
     say(f"curve: {folder / 'loss.png'}", soft_wrap=True)
+
+
+def _numbers(say: Callable[..., None], content: dict[str, Any]) -> None:
+    """The held-out metrics, and what knowing nothing would give."""
+    metrics = dict(content["validation"])
+    loss = metrics.pop("loss", None)
+    references = {name: value for name, value in content["references"].items() if name == "unigram_entropy"}
+    if loss is not None:
+        say(f"held-out loss {loss:.3f}" + "".join(f" ({name.replace('_', ' ')} of the same tokens {value:.3f})" for name, value in references.items()))
+    say(" · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items()))
+    others = {name: value for name, value in content["references"].items() if name not in references}
+    if others:
+        say("to compare: " + " · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in others.items()))
 
 
 def _written(say: Callable[..., None], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[dict[str, Any]]:

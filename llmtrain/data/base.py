@@ -105,7 +105,13 @@ class Data(ABC):
             ConfigError: this kind of data has no such answers.
             DataError: naming the file, the row and the value that cannot be used, or the columns that are there.
         """
-        raise ConfigError(f"this data has no {target.value} to its texts", allowed="data=text with labelled files, or data=pydocs")
+        raise self.unanswered(target)
+
+    def unanswered(self, target: Target) -> ConfigError:
+        """What is said where this kind of data has no answers of a kind."""
+        labels = ", or data=pydocs" if target is Target.label else ""
+        fix = "data=text data.train=FILE, with a column of answers in a .csv, .jsonl or .parquet file"
+        return ConfigError(f"this data has no {target.value} to its texts", allowed=f"data=text with labelled files{labels}", fix=fix)
 
     @abstractmethod
     def summary(self) -> str:

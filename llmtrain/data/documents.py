@@ -16,17 +16,20 @@ from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.data.base import SPLITS, Data, Overlap
+from llmtrain.data.base import SPLITS, Data, Overlap, Target
 from llmtrain.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, Features
 
+    from llmtrain.data.labelled import Labelled
+
 # Characters in one row. A longer document becomes several rows, cut where a line or a word ends: this bounds the memory
 # of reading and of tokenising, whatever the files hold.
 PART = 2**20
 
+Splits = Mapping[str, "tuple[Dataset, np.ndarray]"]  # of each split: stored rows, and the indices of its own among them
 Found = tuple[str, Iterable[str] | None]  # where a document stands, for messages; its text in chunks, None where it is absent
 
 
@@ -137,12 +140,32 @@ class Documents(Data):
             raise self._empty(name, rows)
         return _selected(rows, indices)
 
+    def answers(self, target: Target) -> Labelled:
+        """The labelled rows of all splits, not divided yet.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        raise self.unanswered(target)
+
+    def labelled(self, name: str, target: Target) -> Dataset:
+        if name not in SPLITS:
+            raise ValueError(f"{name!r} is no split: {', '.join(SPLITS)}")
+        if target not in self._answered:
+            self._answered[target] = self.answers(target)
+        return self._answered[target].split(name)
+
     def summary(self) -> str:
+        """One line about what was read: the labelled rows, once they were asked for, else the documents."""
+        return "; ".join(labelled.summary() for labelled in self._answered.values()) or self.described()
+
+    def described(self) -> str:
+        """One line about the documents."""
         total: Counter[str] = Counter()
         repeated = 0
         for rows in self._sources.values():
             total.update({k: v for k, v in facts(rows).items() if isinstance(v, int)})
-            repeated += len(rows) - len(_different(rows))
+            repeated += len(rows) - different(rows)
         line = f"{self.origin()}: {total['documents']:,} documents, {total['words']:,} words"
         notes = {
             "{:,} blank skipped": total["blank"],
@@ -152,7 +175,12 @@ class Documents(Data):
         return "; ".join([line, *(text.format(number) for text, number in notes.items() if number)])
 
     def warnings(self) -> list[str]:
-        return list(self._overlaps)
+        return [line for labelled in self._answered.values() for line in labelled.warnings()] if self._answered else list(self._overlaps)
+
+    @cached_property
+    def _answered(self) -> dict[Target, Labelled]:
+        """What was asked for so far."""
+        return {}
 
     @cached_property
     def _sources(self) -> dict[str, Dataset]:
@@ -160,32 +188,53 @@ class Documents(Data):
         return {name: rows for name, rows in found.items() if rows is not None}
 
     @cached_property
-    def _splits(self) -> Mapping[str, tuple[Dataset, np.ndarray]]:
-        """Each split's stored rows, and which of them are its own."""
-        import numpy as np
-
-        train = self._sources["train"]
-        fractions = {"validation": self.validation_fraction, "test": self.test_fraction}
-        shares = {name: share for name, share in fractions.items() if name not in self._sources}
-        taken = assign(_column(train, "document"), shares.get("validation", 0), shares.get("test", 0))
-        own = {name: (rows, np.arange(len(rows))) for name, rows in self._sources.items() if name != "train"}
-        return {name: own.get(name, (train, np.flatnonzero(taken == number))) for number, name in enumerate(SPLITS)}
+    def _splits(self) -> Splits:
+        return divided(self._sources, "document", self.validation_fraction, self.test_fraction)
 
     @cached_property
     def _overlaps(self) -> list[str]:
-        """One line for each pair of splits that share documents; shares of one source never do."""
-        import numpy as np
-
-        keys = {name: _different(rows, indices) for name, (rows, indices) in self._splits.items()}
-        shared = {(a, b): len(np.intersect1d(keys[a], keys[b], assume_unique=True)) for a, b in combinations(SPLITS, 2)}
-        return [f"{number:,} of {len(keys[b]):,} different {b} documents also stand in {a}" for (a, b), number in shared.items() if number]
+        return overlaps(self._splits, "documents")
 
     def _empty(self, name: str, rows: Dataset) -> DataError:
-        number = facts(rows).get("documents", len(rows))
-        sizes = ", ".join(f"{split} {len(indices):,}" for split, (_, indices) in self._splits.items())
-        shares = f"data.validation_fraction={self.validation_fraction:g}, data.test_fraction={self.test_fraction:g}"
-        what = f"the {name} split is empty: {number:,} documents in {self.origin()} became {sizes} ({shares})"
-        return DataError(what, fix="give more or shorter documents, another fraction, or the split a source of its own")
+        return empty(name, self._splits, f"{facts(rows).get('documents', len(rows)):,} documents in {self.origin()}", self.shares)
+
+    @property
+    def shares(self) -> str:
+        """The shares that are held out, as messages name them."""
+        return f"data.validation_fraction={self.validation_fraction:g}, data.test_fraction={self.test_fraction:g}"
+
+
+def divided(sources: Mapping[str, Dataset], by: str, validation: float, test: float) -> Splits:
+    """Each split's stored rows, and which of them are its own: a source of its own, or a share of train's.
+
+    Args:
+        sources: the stored rows of the splits that have a source of their own.
+        by: the column of keys that decides.
+        validation, test: the shares of train's rows, where these splits have no source.
+    """
+    import numpy as np
+
+    train = sources["train"]
+    shares = {name: share for name, share in (("validation", validation), ("test", test)) if name not in sources}
+    taken = assign(column(train, by), shares.get("validation", 0), shares.get("test", 0))
+    own = {name: (rows, np.arange(len(rows))) for name, rows in sources.items() if name != "train"}
+    return {name: own.get(name, (train, np.flatnonzero(taken == number))) for number, name in enumerate(SPLITS)}
+
+
+def overlaps(splits: Splits, noun: str) -> list[str]:
+    """One line for each pair of splits that share content; shares of one source never do."""
+    import numpy as np
+
+    keys = {name: _different(rows, indices) for name, (rows, indices) in splits.items()}
+    shared = {(a, b): len(np.intersect1d(keys[a], keys[b], assume_unique=True)) for a, b in combinations(SPLITS, 2)}
+    return [f"{number:,} of {len(keys[b]):,} different {b} {noun} also stand in {a}" for (a, b), number in shared.items() if number]
+
+
+def empty(name: str, splits: Splits, number: str, shares: str) -> DataError:
+    """The answer to a split that got no row."""
+    sizes = ", ".join(f"{split} {len(indices):,}" for split, (_, indices) in splits.items())
+    fix = "give more of them, another fraction, or the split a source of its own"
+    return DataError(f"the {name} split is empty: {number} became {sizes} ({shares})", fix=fix)
 
 
 def assign(keys: np.ndarray, validation: float, test: float) -> np.ndarray:
@@ -200,16 +249,22 @@ def assign(keys: np.ndarray, validation: float, test: float) -> np.ndarray:
     return np.where(place < test, 2, np.where(place >= 1 - validation, 1, 0))
 
 
-def _column(rows: Dataset, name: str) -> np.ndarray:
-    column: np.ndarray = rows.data.column(name).to_numpy()
-    return column
+def column(rows: Dataset, name: str) -> np.ndarray:
+    """A column of numbers of stored rows."""
+    found: np.ndarray = rows.data.column(name).to_numpy()
+    return found
+
+
+def different(rows: Dataset) -> int:
+    """How many different rows there are, by their keys."""
+    return len(_different(rows))
 
 
 def _different(rows: Dataset, indices: np.ndarray | slice = slice(None)) -> np.ndarray:
     """The keys of some rows, each once."""
     import numpy as np
 
-    return np.unique(_column(rows, "key")[indices])
+    return np.unique(column(rows, "key")[indices])
 
 
 def facts(rows: Dataset) -> dict[str, Any]:
@@ -223,6 +278,6 @@ def _selected(rows: Dataset, indices: np.ndarray) -> Dataset:
     """Some rows' texts, with a fingerprint of what they say: it does not move when other splits or sources change."""
     from llmtrain.data import store
 
-    content = hashlib.sha256(_column(rows, "key")[indices].tobytes()).hexdigest()
+    content = hashlib.sha256(column(rows, "key")[indices].tobytes()).hexdigest()
     chosen = rows if len(indices) == len(rows) else rows.select(indices)
     return store.with_fingerprint(chosen.select_columns(["text", "document", "key"]), content)

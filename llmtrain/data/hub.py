@@ -6,18 +6,22 @@ goes on later, also offline, reads the same rows.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import count, islice
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.data import documents as docs, readers
+from llmtrain.data import documents as docs, labelled, readers
+from llmtrain.data.base import Target
+from llmtrain.data.columns import Columns, Named, check_names, find
 from llmtrain.data.documents import Documents
+from llmtrain.data.labelled import Labelled
 from llmtrain.errors import DataError, require
 
 if TYPE_CHECKING:
@@ -35,7 +39,10 @@ class Hub(Documents):
         name: of the data set on the hub, or the path of a local folder.
         subset: of the data set, where it has several; `datasets` calls it a configuration.
         revision: a commit, tag or branch of the hub; None takes the newest commit.
-        text_column: the column of the text.
+        text_column: the column of the text; None: `text` for documents, inferred for labelled rows.
+        second_column: of labelled rows, the column of a second text; None: inferred where text_column is, else none.
+        label_column: of labelled rows, the column of the class, the score or the number of the right choice; None: inferred.
+        choice_columns: of labelled rows, one column of lists of choices, or one column for each choice; None: inferred.
         streaming: read only as far as needed instead of downloading all; in the stream's own order, unshuffled.
         max_documents: rows read of each split; None reads all.
         train_split: the name there of what is trained on.
@@ -46,7 +53,10 @@ class Hub(Documents):
     name: str | None
     subset: str | None
     revision: str | None
-    text_column: str
+    text_column: str | None
+    second_column: str | None
+    label_column: str | None
+    choice_columns: list[str] | None
     streaming: bool
     max_documents: int | None
     train_split: str
@@ -56,7 +66,7 @@ class Hub(Documents):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.name), "name", self.name, "a data set of the hub, or a local folder", fix="data.name=roneneldan/TinyStories")
-        require(bool(self.text_column), "text_column", self.text_column, "the name of a column")
+        check_names(self.text_column, self.second_column, self.label_column, self.choice_columns)
         require(bool(self.train_split), "train_split", self.train_split, "the name of a split there")
         require(self.max_documents is None or self.max_documents >= 1, "max_documents", self.max_documents, "1 or more, or null")
         require(
@@ -66,11 +76,11 @@ class Hub(Documents):
     def source(self, name: str) -> Dataset | None:
         from llmtrain.data import store
 
-        split = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}[name]
+        split = self._named[name]
         if split is None:
             return None
-        parts = {"content": self._content, "subset": self.subset, "column": self.text_column, "split": split, "max_documents": self.max_documents}
-        rows = store.stored("hub", parts, lambda: docs.rows([self._documents(split)], self.text_column), docs.features())
+        column = self.text_column or "text"
+        rows = store.stored("hub", self._parts(split) | {"column": column}, lambda: docs.rows([self._documents(split, column)], column), docs.features())
         if not len(rows):
             raise DataError(f"{self.name}: the split {split!r} has no documents", fix="name another split, or text_column")
         return rows
@@ -85,6 +95,48 @@ class Hub(Documents):
     def check(self) -> None:
         if self._folder is None:
             self._commit()
+
+    # --- labelled rows ------------------------------------------------------------------------------------------------
+
+    def answers(self, target: Target) -> Labelled:
+        from llmtrain.data import store
+
+        choices = None if self.choice_columns is None else tuple(self.choice_columns)
+        named = Named(text=self.text_column, second=self.second_column, answer=self.label_column, choices=choices)
+        found = store.stored("hub-columns", self._parts(self.train_split), self._columns)
+        columns = find(f"{self.name}: {self.train_split}", list(found["name"]), target, named)
+        kept = {}
+        for name, split in self._named.items():
+            if split is not None:
+                parts = self._parts(split) | {"columns": columns.wanted, "target": target.name}
+                make = partial(self._labelled_rows, split, columns, target)
+                kept[name] = store.stored("hub-labelled", parts, make, labelled.features(target, columns.second is not None))
+                if not len(kept[name]):
+                    raise DataError(f"{self.name}: the split {split!r} has no labelled rows", fix="name another split, or text_column")
+        return Labelled(
+            target=target,
+            sources=kept,
+            files={name: [f"{self.name}: {self._named[name]}"] for name in kept},
+            validation_fraction=self.validation_fraction,
+            test_fraction=self.test_fraction,
+            on_overlap=self.on_overlap,
+            origin=self.origin(),
+            answer=columns.answer,
+            columns=columns.said(),
+            place=_place,
+        )
+
+    def _columns(self) -> Iterator[dict[str, str]]:
+        with self._reading(self.train_split) as temporary:
+            opened = self._opened(self.train_split, temporary)
+            yield from ({"name": name} for name in opened.column_names or next(iter(opened), {}))
+
+    def _labelled_rows(self, split: str, columns: Columns, target: Target) -> Any:
+        return labelled.rows([self._answered_rows(split, columns)], target, columns.second is not None)
+
+    def _answered_rows(self, split: str, columns: Columns) -> Generator[labelled.Row, None, None]:
+        for number, record in self._records(split, columns.wanted):
+            yield labelled.row(columns, _place(f"{self.name}: {split}", number), number, record)
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
@@ -132,17 +184,46 @@ class Hub(Documents):
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def _documents(self, split: str) -> Generator[docs.Found, None, None]:
+    @property
+    def _named(self) -> dict[str, str | None]:
+        """The name there of each split."""
+        return {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
+
+    def _parts(self, split: str) -> dict[str, Any]:
+        """What the rows of a split depend on, besides the columns."""
+        return {"content": self._content, "subset": self.subset, "split": split, "max_documents": self.max_documents}
+
+    def _documents(self, split: str, column: str) -> Generator[docs.Found, None, None]:
+        for number, record in self._records(split, {column: readers.TEXT_COLUMN}):
+            where = _place(f"{self.name}: {split}", number)
+            yield where, readers.text_of(where, column, record[column])
+
+    def _records(self, split: str, wanted: Mapping[str, str]) -> Generator[tuple[int, dict[str, Any]], None, None]:
+        """The rows of a split, from 1, with the names of classes instead of their numbers."""
+        from datasets import ClassLabel
+
+        with self._reading(split) as temporary:
+            found = self._opened(split, temporary)
+            there = found.column_names or list(next(iter(found), {}))
+            for column, setting in wanted.items():
+                if column not in there:
+                    raise readers.missing(f"{self.name}: {split}", column, there, setting)
+            found = found.select_columns(list(wanted))
+            classes = {name: feature for name, feature in (found.features or {}).items() if isinstance(feature, ClassLabel)}
+            for number, record in enumerate(islice(_rows(found), self.max_documents), start=1):
+                named = {name: feature.int2str(value) if (value := record[name]) not in (None, -1) else None for name, feature in classes.items()}
+                yield number, record | named
+
+    @contextlib.contextmanager
+    def _reading(self, split: str) -> Iterator[str]:
+        """A folder for what `datasets` prepares on the way; its errors, as the user should read them."""
         from llmtrain.data import store
 
-        # What `datasets` prepares on the way is rebuilt from a folder's times and sizes alone, so it is not kept.
+        # What `datasets` prepares is rebuilt from a folder's times and sizes alone, so it is not kept.
+        (store.root() / "hub").mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tmp-load-", dir=store.root() / "hub") as temporary:
-            number = count(1)
             try:
-                opened = self._opened(split, temporary)
-                for value in islice(_values(opened, self.text_column), self.max_documents):
-                    where = f"{self.name}: {split} row {next(number)}"
-                    yield where, readers.text_of(where, self.text_column, value)
+                yield temporary
             except DataError:
                 raise
             except Exception as error:  # whatever the readers of a dozen formats raise
@@ -157,19 +238,20 @@ class Hub(Documents):
         disable_progress_bars()  # those of preparing; downloads show their own
         path, revision = (str(self._folder), None) if self._folder else (str(self.name), self._content[1])
         try:
-            found = load_dataset(path, self.subset, split=split, streaming=self.streaming, revision=revision, cache_dir=cache)
+            return load_dataset(path, self.subset, split=split, streaming=self.streaming, revision=revision, cache_dir=cache)
         finally:
             if not silent:
                 enable_progress_bars()
-        columns = found.column_names or list(next(iter(found), {}))
-        if self.text_column not in columns:
-            raise readers.missing(f"{self.name}: {split}", self.text_column, columns)
-        return found.select_columns([self.text_column])
 
 
-def _values(found: Dataset | IterableDataset, column: str) -> Iterator[Any]:
+def _rows(found: Dataset | IterableDataset) -> Iterator[dict[str, Any]]:
     for batch in found.iter(batch_size=1000):
-        yield from batch[column]
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
+
+
+def _place(name: str, number: int) -> str:
+    return f"{name} row {number}"
 
 
 def _lines(path: Path) -> list[str]:

@@ -16,12 +16,14 @@ import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.data import documents as docs
+from llmtrain.data import documents as docs, families, labelled
+from llmtrain.data.base import Target
 from llmtrain.data.documents import Documents
+from llmtrain.data.labelled import Labelled
 from llmtrain.errors import DataError, require
 from llmtrain.files import sha256
 
@@ -33,6 +35,8 @@ SKIPPED = frozenset({"test", "tests", "testing", "idle_test", "site-packages", "
 TOPICS = "pydoc_data/topics.py"
 # Shorter docstrings are labels ("Helper.", "Overridden"), shorter documents boilerplate (the codecs' one line each).
 MIN_DOCSTRING_WORDS, MIN_DOCUMENT_WORDS = 3, 20
+# Shorter docstrings without their module's name ("Return the value.") say nothing of a family of modules.
+MIN_LABELLED_WORDS = 5
 # A Python with fewer documents was stripped of its sources or help topics.
 MIN_DOCUMENTS = 50
 DOCTEST = re.compile(r"^[ ]*>>>.*?(?:\n[ ]*\n|\Z)", re.MULTILINE | re.DOTALL)
@@ -76,7 +80,7 @@ class PyDocs(Documents):
     def origin(self) -> str:
         return f"{_python()} standard library" + "".join(f", {name}" for name in self.packages)
 
-    def summary(self) -> str:
+    def described(self) -> str:
         counted = docs.facts(self._sources["train"])
         notes = {
             "{:,} help topics": counted["topics"],
@@ -86,7 +90,31 @@ class PyDocs(Documents):
             "{:,} files that are no Python": counted["unparsed"],
             "{:,} equal to another, so left out": counted["repeated"],
         }
-        return "; ".join([super().summary(), *(text.format(number) for text, number in notes.items() if number)])
+        return "; ".join([super().described(), *(text.format(number) for text, number in notes.items() if number)])
+
+    def answers(self, target: Target) -> Labelled:
+        """The docstrings of the standard library, each labelled with the family of its module, split by file."""
+        from llmtrain.data import store
+
+        if target is not Target.label:
+            raise self.unanswered(target)
+        files = [(where, path, sha256(path)) for where, path in modules(_stdlib()) if families.family(where)]
+        parts = {"python": _python(), "files": [(where, content) for where, _, content in files]}
+        make = partial(docstrings, [(where, path) for where, path, _ in files])
+        rows = store.stored("pydocs-labelled", parts, make, labelled.features(target, pairs=False))
+        if len(rows) < MIN_DOCUMENTS:
+            raise self._stripped(len(rows))
+        return Labelled(
+            target=target,
+            sources={"train": rows},
+            files={"train": [str(path) for _, path, _ in files]},
+            validation_fraction=self.validation_fraction,
+            test_fraction=self.test_fraction,
+            on_overlap=self.on_overlap,
+            origin=f"{_python()} standard library",
+            answer="family",
+            columns="a docstring's family of modules, its own module's name removed, split by file",
+        )
 
     @cached_property
     def _files(self) -> list[tuple[str, Path]]:
@@ -121,6 +149,28 @@ def _distinct(files: list[tuple[str, Path]], count: Counter[str]) -> Generator[d
             if not short and key not in seen:
                 yield where, [text]
             seen.add(key)
+
+
+def docstrings(files: list[tuple[str, Path]]) -> Generator[dict[str, Any], None, dict[str, Any]]:
+    """The labelled rows of the docstrings in some files of the standard library, equal ones once; returns what was counted."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    seen: set[str] = set()
+    for where, path in files:
+        tree = _parsed(path)
+        found[where] = []
+        for node in _in_order(tree) if tree else ():
+            text = families.unnamed(ast.get_docstring(node, clean=True) or "", where).strip().encode("utf-8", "replace").decode()
+            if len(DOCTEST.sub("", text).split()) >= MIN_LABELLED_WORDS and text not in seen:
+                seen.add(text)
+                found[where].append((getattr(node, "lineno", 1), text))
+    groups = families.groups({where: len(texts) for where, texts in found.items()})
+    sources = (_rows(where, texts, groups.get(where, 0)) for where, texts in found.items())
+    return (yield from labelled.rows(sources, Target.label, pairs=False))
+
+
+def _rows(where: str, texts: list[tuple[int, str]], group: int) -> Generator[labelled.Row, None, None]:
+    for line, text in texts:
+        yield labelled.Row(where=f"{where}:{line}", number=line, text=text, answer=families.family(where), group=group)
 
 
 # --- reading Python as text ---------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
     .txt        a document is the file, a line, or what stands between blank lines
     .jsonl      (also .json) one object a line, the text under one key
     .csv        a header, then rows that all have its number of cells; read strictly
-    .parquet    one column
+    .parquet    one column, or several
 
 A .txt file may hold lines of any length; a JSON line, a CSV line or cell of over RECORD characters is refused. A
 byte-order mark is dropped. Words such as NA, null and None are text.
@@ -20,7 +20,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -33,6 +33,9 @@ from llmtrain.files import sha256
 # Characters in one JSON line, or in one line or cell of a CSV: these are parsed whole.
 RECORD = 2**26
 SCRIPTS = "scripts are not run"
+TEXT_COLUMN = "text_column"  # the setting that names the column of the text
+
+Record = tuple[int, dict[str, Any] | None]  # the line (or row of a Parquet file); what stands there, None for a blank line
 
 
 class Unit(Enum):
@@ -312,40 +315,107 @@ def _records(path: Path, file: TextIO) -> Iterator[str]:
 
 def _jsonl(path: Path, file: TextIO, column: str, documents: Unit) -> Iterator[Found]:
     del documents
+    return _found(path, column, _json_records(path, file, {column: TEXT_COLUMN}))
+
+
+def _csv(path: Path, file: TextIO, column: str, documents: Unit) -> Iterator[Found]:
+    del documents
+    return _found(path, column, _csv_records(path, file, {column: TEXT_COLUMN}))
+
+
+def _found(path: Path, column: str, found: Iterable[Record]) -> Iterator[Found]:
+    """The texts of one column, as documents."""
+    for number, record in found:
+        where = place(path, number)
+        yield where, None if record is None else text_of(where, column, record[column])
+
+
+# --- rows of several columns --------------------------------------------------------------------------------------
+
+
+def place(path: Path | str, number: int) -> str:
+    """Where a row stands, for messages: its file, and its line there, or its number in a Parquet file."""
+    return f"{path}: row {number}" if str(path).lower().endswith(".parquet") else f"{path}:{number}"
+
+
+def columns(source: Source, encoding: str) -> list[str]:
+    """The names of a file's columns: a header's, or the keys of the first JSON object; none in an empty file.
+
+    Raises:
+        DataError: where the first row cannot be read.
+    """
+    path = source.path
+    if path.suffix.lower() == ".parquet":
+        with reading(path), _parquet_file(path) as parquet:
+            return list(parquet.schema_arrow.names)
+    with reading(path), _decoding(path, encoding), _opened(path, encoding) as file:
+        if path.suffix.lower() == ".csv":
+            try:
+                return next(csv.reader(_records(path, file), strict=True), [])
+            except csv.Error as error:
+                raise DataError(f"{path}:1: not CSV: {error}", allowed="a header of column names, then rows") from error
+        first = next((record for _, record in _json_records(path, file, {}) if record is not None), {})
+        return list(first)
+
+
+def records(source: Source, wanted: Mapping[str, str], encoding: str) -> Generator[Record, None, None]:
+    """The rows of a .jsonl, .csv or .parquet file, in its order.
+
+    Args:
+        wanted: the columns that every row must have, each with the setting that names it.
+
+    Raises:
+        DataError: naming the file, the line or row, and what stands there.
+    """
+    path = source.path
+    with reading(path):
+        if path.suffix.lower() == ".parquet":
+            yield from _parquet_records(path, wanted)
+        else:
+            with _decoding(path, encoding), _opened(path, encoding) as file:
+                yield from (_csv_records if path.suffix.lower() == ".csv" else _json_records)(path, file, wanted)
+        if look(path) != source:
+            raise DataError(f"{path}: changed while it was read", fix="start again when nothing writes to it")
+
+
+def _json_records(path: Path, file: TextIO, wanted: Mapping[str, str]) -> Iterator[Record]:
+    example = ", ".join(f'"{column}": "…"' for column in wanted or ("text",))
     for number, line in enumerate(_records(path, file), start=1):
-        where = f"{path}:{number}"
+        where = place(path, number)
         if line.isspace():
-            yield where, None
+            yield number, None
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             torn = "" if line.endswith("\n") else "; the last line has no end, so the file may be cut off"
-            raise DataError(f"{where}: not JSON: {error}{torn}: {shown(line.strip())}", allowed='one object a line: {"text": "…"}') from error
+            raise DataError(f"{where}: not JSON: {error}{torn}: {shown(line.strip())}", allowed=f"one object a line: {{{example}}}") from error
         if not isinstance(row, dict):
-            raise DataError(f"{where}: {shown(row)} is no object", allowed=f'one object a line: {{"{column}": "…"}}')
-        if column not in row:
-            raise missing(where, column, row)
-        yield where, text_of(where, column, row[column])
+            raise DataError(f"{where}: {shown(row)} is no object", allowed=f"one object a line: {{{example}}}")
+        for column, setting in wanted.items():
+            if column not in row:
+                raise missing(where, column, row, setting)
+        yield number, row
 
 
-def _csv(path: Path, file: TextIO, column: str, documents: Unit) -> Iterator[Found]:
-    del documents
+def _csv_records(path: Path, file: TextIO, wanted: Mapping[str, str]) -> Iterator[Record]:
     reader = csv.reader(_records(path, file), strict=True)
     before, line = csv.field_size_limit(RECORD), 1
     try:
         header = next(reader, [])
-        if header.count(column) > 1:
-            raise DataError(f"{path}:1: {header.count(column)} columns are called {column!r}", allowed="one")
-        if header and column not in header:
-            raise missing(f"{path}:1", column, header)
+        for column, setting in wanted.items():
+            if header.count(column) > 1:
+                raise DataError(f"{path}:1: {header.count(column)} columns are called {column!r}", allowed="one")
+            if header and column not in header:
+                raise missing(f"{path}:1", column, header, setting)
+        cells = {column: header.index(column) for column in wanted if header}
         line = reader.line_num + 1
         for row in reader:
-            where = f"{path}:{line}"
+            number = line
             line = reader.line_num + 1
             if row and len(row) != len(header):
-                raise DataError(f"{where}: {len(row)} cells, the header has {len(header)}", fix="quote cells that hold commas or line ends")
-            yield where, [row[header.index(column)]] if row else None
+                raise DataError(f"{path}:{number}: {len(row)} cells, the header has {len(header)}", fix="quote cells that hold commas or line ends")
+            yield number, {column: row[cell] for column, cell in cells.items()} if row else None
     except csv.Error as error:
         fix = "a quote inside a quoted cell is written twice, and every quote that opens also closes"
         raise DataError(f"{path}:{line}: not CSV: {error} (the row that starts here, read up to line {reader.line_num})", fix=fix) from error
@@ -354,26 +424,45 @@ def _csv(path: Path, file: TextIO, column: str, documents: Unit) -> Iterator[Fou
 
 
 def _parquet(path: Path, column: str) -> Iterator[Found]:
+    return _found(path, column, _parquet_records(path, {column: TEXT_COLUMN}))
+
+
+def _parquet_records(path: Path, wanted: Mapping[str, str]) -> Iterator[Record]:
+    with _parquet_file(path) as file:
+        for column, setting in wanted.items():
+            if column not in file.schema_arrow.names:
+                raise missing(str(path), column, file.schema_arrow.names, setting)
+        number = itertools.count(1)
+        for batch in file.iter_batches(batch_size=1000, columns=list(wanted)):
+            for record in batch.to_pylist():
+                yield next(number), record
+
+
+@contextlib.contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                raise missing(str(path), column, file.schema_arrow.names)
-            number = itertools.count(1)
-            for batch in file.iter_batches(batch_size=1000, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    where = f"{path}: row {next(number)}"
-                    yield where, text_of(where, column, value)
+            yield file
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a Parquet file, or a damaged one: {' '.join(str(error).split())[:200]}") from error
 
 
-def missing(where: str, column: str, found: Iterable[Any]) -> DataError:
-    """The answer to a row or file without the column of the text."""
-    names = ", ".join(shown(name, 40) for name in list(found)[:20])
-    return DataError(f"{where}: no column {column!r}", allowed=f"one of the columns there: {names or 'none'}", fix="data.text_column=NAME")
+def missing(where: str, column: str, found: Iterable[Any], setting: str = TEXT_COLUMN) -> DataError:
+    """The answer to a row or file without a column that is wanted; `setting` is the one that names it."""
+    return DataError(f"{where}: no column {column!r}", allowed=f"one of the columns there: {listed(found)}", fix=naming(setting))
+
+
+def naming(setting: str) -> str:
+    """How a user names a column."""
+    return f"data.{setting}={'[NAME,NAME]' if setting == 'choice_columns' else 'NAME'}"
+
+
+def listed(found: Iterable[Any]) -> str:
+    """Names of columns as a message lists them."""
+    return ", ".join(shown(name, 40) for name in list(found)[:20]) or "none"
 
 
 def text_of(where: str, column: str, value: Any) -> list[str] | None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from llmtrain.finetune.base import Finetune, Phase
+from llmtrain.finetune.base import Decayed, Phase
 
 if TYPE_CHECKING:
     from llmtrain.model.anatomy import Anatomy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Full(Finetune):
-    """Train all parameters in one phase."""
+class Full(Decayed):
+    """Train all parameters in one phase. The defaults are those of Devlin et al. 2018, arXiv 1810.04805, A.3."""
 
-    needs_blocks: ClassVar[bool] = False
+    @property
+    def needs_blocks(self) -> bool:
+        return self.lr_decay < 1
 
     def plan(self, anatomy: Anatomy) -> list[Phase]:
-        return [Phase(until=1.0, trainable=frozenset(anatomy.sections))]
+        return [self.phase(anatomy, anatomy.sections)]

@@ -3,6 +3,10 @@
     anatomy(config, GPT2LMHeadModel)   →  Anatomy: every parameter's section, derived from one forward of a small copy
     prefix(model, anatomy, k, inputs)  →  what the first k blocks make of a batch
     tail(model, anatomy, k)            →  the rest of the model, sharing its parameters: tail(prefix(x), **x) == model(x)
+    found.fitted(model, ["pooled"])    →  the anatomy of a model that was changed since: another head, adapters, untied matrices
+    found.frozen_depth(trainable)      →  how many blocks, from the bottom, hand on the same states however long one trains
+    frozen_modules(anatomy, model, …)  →  the modules that belong in eval()
+    untie(model)                       →  the output matrix becomes a copy of the embeddings' instead of being it
 
 The sections, from the bottom up, each holding the parameters that
 
@@ -22,7 +26,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,11 +58,12 @@ LENGTHS = (8, 5)  # of the two rows of the dry forward; the second is padded on 
 
 
 class Row(NamedTuple):
-    """One line of a parameter table: a section, its number of tensors, its number of parameters."""
+    """One line of a parameter table: a section, its tensors, its parameters, and how many of these are trained."""
 
     section: str
     tensors: int
     parameters: int
+    trainable: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +100,83 @@ class Anatomy:
         below = frozenset(name for name, place in self.sections.items() if place in places)
         return below | self.shared if k else below
 
-    def describe(self, model: nn.Module) -> list[Row]:
-        """The parameter table of `model`, from the bottom up, without empty sections."""
+    def above(self, k: int) -> frozenset[str]:
+        """All other parameters: blocks k and higher, final and head, and what all blocks share where k is 0."""
+        return frozenset(self.sections) - self.below(k)
+
+    def frozen_depth(self, trainable: Iterable[str]) -> int:
+        """The number of blocks, from the bottom, whose states no update changes: the highest cut below all that is trained.
+
+        0 where the embeddings are trained, and in a model that cannot be cut.
+        """
+        moving = {self.tied.get(name, name) for name in trainable}
+        depths = [] if self.uncut else [k for k in range(1, self.depth + 1) if not moving & self.below(k)]
+        return max(depths, default=0)
+
+    def heights(self) -> dict[str, int]:
+        """Parameter → how high it works: 0 embeddings, i + 1 block i, depth + 1 all above; what all blocks share from block 0 on."""
+        heights = {section: height for height, section in enumerate((EMBEDDINGS, *self.blocks))}
+        return {name: 1 if name in self.shared else heights.get(section, self.depth + 1) for name, section in self.sections.items()}
+
+    def describe(self, model: nn.Module, trainable: Iterable[str] = ()) -> list[Row]:
+        """The parameter table of `model`, of which `trainable` is trained: from the bottom up, without empty sections."""
         self.check(model)
+        moving = set(trainable)
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         table = [(section, self.names(section)) for section in (EMBEDDINGS, *self.blocks, FINAL, HEAD)]
-        return [Row(section, len(names), sum(sizes[name] for name in names)) for section, names in table if names]
+        return [Row(section, len(names), sum(sizes[n] for n in names), sum(sizes[n] for n in names if n in moving)) for section, names in table if names]
+
+    def fitted(self, model: PreTrainedModel, heads: Iterable[str] = (), unread: Iterable[str] = ()) -> Anatomy:
+        """The anatomy of `model` after it was changed: told by names alone, no forward is run.
+
+        What is gone is dropped (a pooler set to None). What stands below the attributes named in `heads` is head. What was
+        injected (LoRA's matrices, and the layer that they wrap) belongs where its module does. An output matrix that is no
+        longer tied to the embeddings is head. What stands below the attributes named in `unread` is unused from now on: a
+        pooler, say, under a head that does not ask for it.
+        """
+        _, tied = _names(model)
+        heads = tuple(heads)
+        apart = self._apart(tied)
+        outer = {name for name in apart if not _inside(name, model)}
+        homes = _homes(model, self.stack)
+        sections = {
+            name: HEAD if name in outer or _stands_below(name, heads) else self._known(name) or homes[id(parameter)]
+            for name, parameter in model.named_parameters()
+        }
+        # Of a bias that went by two names (BERT's decoder) the forward reads the one in the output layer.
+        output = model.get_output_embeddings() if outer else None
+        read = {id(parameter) for parameter in output.parameters()} if output is not None else set()
+        idle = {name for name in outer if read and id(model.get_parameter(name)) not in read}
+        unread = tuple(unread)
+        idle |= {name for name in sections if _stands_below(name, unread)}
+        calls = {**self.modules, **{name: HEAD for name, _ in model.named_modules() if _stands_below(name, heads)}}
+        return dataclasses.replace(
+            self,
+            sections=sections,
+            tied=tied,
+            modules=_modules(model, self.stack, sections, calls),
+            shared=frozenset(name for name in sections if self._before(name) in self.shared),
+            unused=frozenset(name for name in sections if self._before(name) in self.unused) | idle,
+        )
+
+    def _apart(self, tied: Mapping[str, str]) -> set[str]:
+        """The names of parameters that were one and, by the model's present ties, are no longer."""
+        pairs = [(alias, known) for alias, known in self.tied.items() if tied.get(alias, alias) != tied.get(known, known)]
+        return {name for pair in pairs for name in pair}
+
+    def _before(self, name: str) -> str:
+        """What a parameter was called before adapters wrapped its module, where it goes by another name now."""
+        plain = name if name in self.sections else name.replace(".base_layer.", ".")
+        return self.tied.get(plain, plain)
+
+    def _known(self, name: str) -> str | None:
+        """The section of a parameter that was there before, else that of the nearest module around it that has one."""
+        inner = self._before(name)
+        section = self.sections.get(inner)
+        while section is None and "." in inner:
+            inner = inner.rpartition(".")[0]
+            section = self.modules.get(inner)
+        return section
 
     def check(self, model: nn.Module) -> None:
         """Raise ConfigError unless `model` has these parameters. A matrix tied or untied afterwards shows: it goes by one name or two."""
@@ -152,6 +228,47 @@ def undivided(model: PreTrainedModel) -> Anatomy:
         batch_first=True,
         uncut=why,
     )
+
+
+def frozen_modules(anatomy: Anatomy, model: nn.Module, trainable: Iterable[str]) -> list[str]:
+    """The modules to put in eval(), in the model's order: what is frozen should neither drop out nor count statistics.
+
+    A module is frozen when all its parameters are; one without parameters (a dropout) when its section has nothing
+    trainable. Modules without parameters that stand in no section are left alone.
+    """
+    moving = {anatomy.tied.get(name, name) for name in trainable}
+    alive = {section for name, section in anatomy.sections.items() if name in moving}
+    trained = {id(parameter) for name, parameter in model.named_parameters() if name in moving}
+
+    def frozen(name: str, module: nn.Module) -> bool:
+        own = [id(parameter) for parameter in module.parameters()]
+        if own:
+            return trained.isdisjoint(own)
+        return name in anatomy.modules and anatomy.modules[name] not in alive
+
+    return [name for name, module in model.named_modules() if frozen(name, module)]
+
+
+def untie(model: PreTrainedModel) -> list[str]:
+    """Give every tied weight outside of the embeddings a tensor of its own, of the same numbers; the config follows.
+
+    All of them, not the matrix alone: with `tie_word_embeddings=False` transformers also loads BERT's two output biases
+    as two, and would find one of them missing in what was saved.
+
+    Returns:
+        The names of the parameters that were untied; none where the model ties nothing.
+    """
+    names = [name for name in _names(model)[1] if name in model.all_tied_weights_keys]
+    # The model may list the output layer first, and then it is the embedding that goes by a further name (XLM-RoBERTa).
+    names += [known for alias, known in _names(model)[1].items() if alias not in names and known in model.all_tied_weights_keys]
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        parameter = model.get_parameter(name)
+        setattr(model.get_submodule(parent), last, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
+    if names:
+        model.config.tie_word_embeddings = False
+        model.all_tied_weights_keys = {target: source for target, source in model.all_tied_weights_keys.items() if target not in names}
+    return names
 
 
 # --- the cut ------------------------------------------------------------------------------------------------------
@@ -467,6 +584,10 @@ def _names(model: nn.Module) -> tuple[set[str], dict[str, str]]:
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     every = {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
     return set(first.values()), {name: known for name, known in every.items() if name != known}
+
+
+def _stands_below(name: str, modules: Iterable[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _inside(name: str, model: PreTrainedModel) -> bool:

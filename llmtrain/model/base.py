@@ -7,6 +7,7 @@ initial numbers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ from llmtrain.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+HEAD_FILE = "head.json"  # of the pooled head that is saved beside weights (model/head.py)
 
 
 class Head(Enum):
@@ -28,11 +32,18 @@ class Head(Enum):
     task = "task"  # the answers of a task, from one vector for each sequence: classes, a number, a choice
 
 
-def auto_class(head: Head) -> Any:
-    """transformers' class that makes or loads a model of any family with this head."""
+def auto_class(head: Head, kind: HeadKind | None = None, words: bool = False) -> Any:
+    """transformers' class that makes or loads a model of any family with this head.
+
+    Args:
+        kind: whose head answers a task; ours stands on a bare body.
+        words: whether that body keeps its language model's head.
+    """
     import transformers
 
+    task = "AutoModelForSequenceClassification" if kind is HeadKind.family else "AutoModelForCausalLM" if words else "AutoModel"
     names = {
+        Head.task: task,
         Head.next_token: "AutoModelForCausalLM",
         Head.masked_lm: "AutoModelForMaskedLM",
         Head.sentence_order: "AutoModelForNextSentencePrediction",
@@ -88,11 +99,30 @@ class Activation(Enum):
 
 
 _SEPARATES: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+_FRESH: WeakKeyDictionary[PreTrainedModel, frozenset[str]] = WeakKeyDictionary()
+
+
+def fresh(model: PreTrainedModel) -> frozenset[str]:
+    """Parameters of a loaded model that were not in its weights and start from random numbers."""
+    return _FRESH.get(model, frozenset())
+
+
+def say_fresh(model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Note which parameters start from random numbers: they may not stay frozen."""
+    _FRESH[model] = fresh(model) | frozenset(names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model(ABC):
-    """A model as settings: what it is, before a single weight exists."""
+    """A model as settings: what it is, before a single weight exists.
+
+    Attributes:
+        head: whose head answers a task.
+        pooling: how our head makes one vector of a sequence.
+    """
+
+    head: HeadKind
+    pooling: Pooling
 
     @property
     @abstractmethod
@@ -133,17 +163,58 @@ class Model(ABC):
         """The transformers config, with the vocabulary and the special ids of the tokenizer."""
 
     @abstractmethod
-    def load(self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool, new_head: bool = False) -> PreTrainedModel:
+    def load(
+        self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool, new_head: bool = False, outputs: Outputs | None = None, words: bool = False
+    ) -> PreTrainedModel:
         """The model in fp32 on the CPU, wearing `head`, drawn from torch's current random state or read from weights.
+
+        For a task with our head the model is the bare body, with the pooled head that was saved beside the weights, if one
+        was; a pooler that the weights lack is left out, unless it is asked for.
 
         Args:
             resize: whether the embedding may get rows for tokens that the weights do not know.
             new_head: whether a head that the weights lack may start from random numbers, which is said.
+            outputs: of the head of a task; None: as saved.
+            words: whether the body of a task keeps its language model's head.
 
         Raises:
             CheckpointError: weights that are missing, broken or of another architecture.
             ConfigError: a tokenizer that does not fit.
         """
+
+
+def for_task(config: PretrainedConfig, outputs: Outputs) -> PretrainedConfig:
+    """A copy of a config with the outputs of a family's own head."""
+    import copy
+
+    config = copy.deepcopy(config)
+    config.num_labels = outputs.number
+    if outputs.names:
+        config.id2label = dict(enumerate(outputs.names))
+        config.label2id = {name: number for number, name in enumerate(outputs.names)}
+    config.problem_type = "single_label_classification" if outputs.names else "regression"
+    return config
+
+
+def from_nothing(model: Model, tokenizer: PreTrainedTokenizerBase, head: Head, outputs: Outputs | None, words: bool) -> PreTrainedModel:
+    """A model drawn from torch's current random state."""
+    import torch
+
+    config = model.config(tokenizer)
+    if head is Head.task and model.head is HeadKind.family and outputs is not None:
+        config = for_task(config, outputs)
+    made: PreTrainedModel = auto_class(head, model.head, words).from_config(config, dtype=torch.float32)
+    if head is Head.task and model.head is HeadKind.pooled and model.pooling is not Pooling.pooler:
+        leave_pooler_out(made)
+    say_fresh(made, (name for name, _ in made.named_parameters()))
+    return made
+
+
+def leave_pooler_out(model: PreTrainedModel) -> None:
+    """Take an unused pooler off: random numbers that nothing reads would be saved as if they were something."""
+    body = model.base_model
+    if getattr(body, "pooler", None) is not None:
+        body.pooler = None
 
 
 def require_shape(model: Any) -> None:
@@ -169,6 +240,14 @@ def require_separation(model: PreTrainedModel) -> None:
         _SEPARATES[model] = _separates(model)
     if not _SEPARATES[model]:
         raise no_separation(type(model).__name__)
+
+
+def take_over(twin: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Let a twin of a model, which shares its parameters, count as what the model was found to be."""
+    if model in _SEPARATES:
+        _SEPARATES[twin] = _SEPARATES[model]
+    if model in _FRESH:
+        _FRESH[twin] = _FRESH[model]
 
 
 def no_separation(name: str) -> ConfigError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmtrain.errors import require
-from llmtrain.model.base import Activation, Attention, Head, Model, auto_class, require_shape
+from llmtrain.model.base import Activation, Attention, Head, Model, Outputs, from_nothing, require_shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -86,8 +86,7 @@ class BERT(Model):
             tie_word_embeddings=self.tie_word_embeddings,
         )
 
-    def load(self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool, new_head: bool = False) -> PreTrainedModel:
-        import torch
-
-        model: PreTrainedModel = auto_class(head).from_config(self.config(tokenizer), dtype=torch.float32)
-        return model
+    def load(
+        self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool, new_head: bool = False, outputs: Outputs | None = None, words: bool = False
+    ) -> PreTrainedModel:
+        return from_nothing(self, tokenizer, head, outputs, words)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain import files
 from llmtrain.errors import CheckpointError, ConfigError, require
-from llmtrain.model.base import Attention, Head, Model, auto_class
+from llmtrain.model.base import HEAD_FILE, Attention, Head, HeadKind, Model, Outputs, Pooling, auto_class, for_task, leave_pooler_out, say_fresh
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -125,19 +125,26 @@ class Checkpoint(Model):
             Head.sentence_order: sentence,
             # ALBERT has its sentence head in this class alone. Others that are listed here (RoBERTa, …) have none.
             Head.pretraining: {*sentence, "albert"} & set(auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES),
+            Head.task: set(auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if self.head is HeadKind.family else auto.MODEL_MAPPING_NAMES),
         }
         # Two segments need two segment embeddings, where a family has them at all.
         segments = getattr(self._config, "type_vocab_size", 2)
-        return kind in known[head] and (segments >= 2 or head in (Head.next_token, Head.masked_lm))
+        return kind in known[head] and (segments >= 2 or head in (Head.next_token, Head.masked_lm, Head.task))
 
     def config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
         return self._config
 
-    def load(self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool, new_head: bool = False) -> PreTrainedModel:
+    def load(
+        self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool, new_head: bool = False, outputs: Outputs | None = None, words: bool = False
+    ) -> PreTrainedModel:
         wrong = files.problem(Path(self.folder)) if (Path(self.folder) / files.MANIFEST).is_file() else None
         if wrong is not None:
             raise CheckpointError(f"{self.folder}: {wrong}", fix="the weights are not what was saved: restore them")
-        model = self._read(head, new_head)
+        if head is Head.task and outputs is None and not self.has_head:
+            raise CheckpointError(f"{self.folder} has no head of a task", fix="train one first: llmtrain finetune model.checkpoint=…")
+        model = self._read(head, new_head, outputs, words)
+        if head is Head.task and self._kind(outputs) is HeadKind.pooled:
+            self._wear_saved_head(model, outputs, new_head)
         stored = getattr(self._config, "dtype", None)
         if stored is not None and str(stored) != "torch.float32":
             log.info("the weights are stored in %s and loaded as fp32", str(stored).removeprefix("torch."))
@@ -150,9 +157,53 @@ class Checkpoint(Model):
                 )
             model.resize_token_embeddings(len(tokenizer))
             log.info("the embedding grew from %s to %s rows: the new ones start from random numbers", f"{rows:,}", f"{len(tokenizer):,}")
+            say_fresh(model, ("embeddings: the new rows",))
         return model
 
-    def _read(self, head: Head, new_head: bool) -> PreTrainedModel:
+    @property
+    def has_head(self) -> bool:
+        """Whether the weights come with the head of a task: ours beside them, or the family's own among them."""
+        names = getattr(self._config, "architectures", None) or []
+        return self._kind(None) is HeadKind.pooled or any(str(name).endswith("ForSequenceClassification") for name in names)
+
+    def _kind(self, outputs: Outputs | None) -> HeadKind:
+        """Whose head is read: as it was saved, where nothing is said of what it should give."""
+        if outputs is not None:
+            return self.head
+        return HeadKind.pooled if (Path(self.folder) / HEAD_FILE).is_file() else HeadKind.family
+
+    def _wear_saved_head(self, model: PreTrainedModel, outputs: Outputs | None, new_head: bool) -> None:
+        """The pooled head beside the weights, where it gives what is asked for.
+
+        Raises:
+            CheckpointError: there is none that does, and none may be new.
+        """
+        from llmtrain.model import head as heads
+
+        saved = heads.read(Path(self.folder))
+        if saved is not None and outputs in (None, saved.outputs) and self.pooling in (Pooling.auto, saved.pooling):
+            heads.attach(model, saved)
+        elif not new_head:
+            classes = ", ".join(saved.outputs.names) if saved is not None else "none"
+            wanted = ", ".join(outputs.names) or "a number" if outputs is not None else "any"
+            raise CheckpointError(f"{self.folder} has no head for these answers", allowed=f"classes of the head: {classes}; of the data: {wanted}")
+
+    def _new_family_head(self, model: PreTrainedModel, missing: list[str], mismatched: list[str], config: PretrainedConfig) -> tuple[list[str], list[str]]:
+        """What of a family's head is to start from random numbers: all of it where the saved one answers another question.
+
+        Returns:
+            (missing, mismatched), the head's tensors always among the former.
+        """
+        outer = set(_outer(model))
+        same = not outer & {*missing, *mismatched} and getattr(self._config, "id2label", None) == config.id2label
+        if same or not outer <= {*model.state_dict()}:
+            return missing, mismatched
+        drawn = dict(type(model)(config).named_parameters())
+        for name in outer - {*missing}:
+            model.get_parameter(name).data.copy_(drawn[name].data)
+        return sorted({*missing, *outer}), [name for name in mismatched if name not in outer]
+
+    def _read(self, head: Head, new_head: bool, outputs: Outputs | None, words: bool) -> PreTrainedModel:
         """All weights of the family with this head, none made up but where a new head may be.
 
         Raises:
@@ -168,21 +219,33 @@ class Checkpoint(Model):
                 f"{folder}: no weights in safetensors format{f', only {pickled}, which could run code when opened' if pickled else ''}",
                 fix="save the model again with `save_pretrained`",
             )
+        kind = self._kind(outputs) if head is Head.task else None
+        config = for_task(self._config, outputs) if kind is HeadKind.family and outputs is not None else self._config
         try:
             with quiet():
-                model, info = auto_class(head).from_pretrained(
-                    self.folder, config=self._config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+                model, info = auto_class(head, kind, words).from_pretrained(
+                    self.folder, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
                 )
         except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
             what = _damaged(folder) or in_a_line(error)
             raise CheckpointError(f"model.checkpoint={self.folder}: {what}", allowed="intact weights in safetensors format that fit the config.json") from error
         missing, mismatched, unused = (sorted(str(name) for name in info[f"{kind}_keys"]) for kind in ("missing", "mismatched", "unexpected"))
-        lacking = missing if _is_head(model, missing) else []
+        bare = kind is HeadKind.pooled
+        if bare and missing and all(".pooler." in f".{name}" for name in missing) and self.pooling is not Pooling.pooler:
+            leave_pooler_out(model)
+            missing = []
+        if kind is HeadKind.family:
+            missing, mismatched = self._new_family_head(
+                model, missing, [str(name[0] if isinstance(name, tuple) else name) for name in info["mismatched_keys"]], config
+            )
+        lacking = missing if _is_head(model, missing) or (bare and all(".pooler." in f".{name}" for name in missing)) else []
         if lacking and not mismatched:
             what = f"{self.folder} has no {_named(head)} head: {len(lacking)} tensors of {type(model).__name__} are not in its weights"
             if not new_head:
                 raise CheckpointError(f"{what}: {', '.join(lacking[:3])}", fix="train one first: llmtrain pretrain model=checkpoint model.checkpoint=…")
-            log.warning("%s; they start from random numbers and are trained: %s", what, ", ".join(lacking[:3]))
+            said = log.info if head is Head.task else log.warning  # a task's head is new as a rule
+            said("%s; they start from random numbers and are trained: %s", what, ", ".join(lacking[:3]))
+            say_fresh(model, lacking)
             missing = []
         if missing or mismatched:
             total = len(model.state_dict())
@@ -194,7 +257,7 @@ class Checkpoint(Model):
         if unused:
             # A model with two heads is often loaded with one of them: that is not worth a warning.
             log.log(
-                logging.INFO if _is_head(model, unused) else logging.WARNING,
+                logging.INFO if bare or _is_head(model, unused) else logging.WARNING,
                 "%s: %d tensors of the file have no place in %s and are left out: %s",
                 folder,
                 len(unused),
@@ -202,6 +265,11 @@ class Checkpoint(Model):
                 ", ".join(unused[:3]),
             )
         return model
+
+
+def _outer(model: PreTrainedModel) -> list[str]:
+    """The parameters that stand on the body."""
+    return [name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]
 
 
 def _is_head(model: PreTrainedModel, names: list[str]) -> bool:
@@ -213,7 +281,9 @@ def _is_head(model: PreTrainedModel, names: list[str]) -> bool:
 
 
 def _named(head: Head) -> str:
-    return {Head.masked_lm: "masked-LM", Head.sentence_order: "sentence-order", Head.pretraining: "whole pretraining"}.get(head, "language-model")
+    return {Head.masked_lm: "masked-LM", Head.sentence_order: "sentence-order", Head.pretraining: "whole pretraining", Head.task: "task"}.get(
+        head, "language-model"
+    )
 
 
 def _damaged(folder: Path) -> str | None:

@@ -4,6 +4,7 @@
     vocabulary_loss(model, states, labels)        the sum of cross entropies over the vocabulary
     vocabulary_scores(model, states, labels)      that sum, and how many labels were the likeliest token
     sentence_logits(model, encoded)               (B, 2) for pairs of segments
+    answers(model, input_ids=…)                   (B, K) of a task, by the pooled head or the family's own
     linear_cross_entropy(hidden, weight, bias, labels)   from states and matrix; the logits never exist at once
     use_cpu_attention(model)                      attention that trains faster than torch's own on a CPU
     use_cpu_dropout(model)                        dropout that does
@@ -17,7 +18,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -27,6 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from llmtrain.model.base import take_over
+from llmtrain.model.head import last_token, pool, pooled_head
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -34,6 +38,8 @@ IGNORED = -100  # a label that asks for nothing, as everywhere in torch
 LOGITS = 2**22  # that exist at once on a CPU, an eighth of them in fp32; fewer cost time (the weight's gradient is summed up more often)
 ATTENTION = "llmtrain_cpu"  # the name under which transformers knows `cpu_attention`
 ROWS = 64  # queries that attend at once
+STATES = "states"  # the input that holds what was computed once: hidden states (B, T, W) at a cut
+FEATURES = "features"  # the same for a whole frozen body: pooled vectors (B, hidden states, W)
 LONGEST = 512  # tokens; above, what is kept for backward grows past what time it saves
 
 _REACH: WeakKeyDictionary[nn.Module, Reach] = WeakKeyDictionary()
@@ -66,9 +72,17 @@ def encode(model: PreTrainedModel, reach: Reach, **inputs: Tensor) -> Encoded:
     Without a cache of keys and values: it costs memory, and with it transformers does not see document borders in
     position_ids.
     """
-    body = model.base_model
-    output = body(**inputs, **_no_cache(body))
+    output = _body(model, inputs)
     return Encoded(output.last_hidden_state, getattr(output, "pooler_output", None), reach)
+
+
+def _body(model: PreTrainedModel, inputs: dict[str, Tensor], **options: Any) -> Any:
+    """The output of the body. Inputs may hold `STATES`, what the blocks below a cut made of them: then `model` is the tail's."""
+    body = model.base_model
+    plain = {name: value for name, value in inputs.items() if name != STATES}
+    # In fp32, as blocks hand them on outside a cache, whatever they were stored in.
+    with model.fed(inputs[STATES].float()) if STATES in inputs else nullcontext():
+        return body(**plain, **options, **_no_cache(body))
 
 
 def hidden_states(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
@@ -146,6 +160,72 @@ def sentence_logits(model: PreTrainedModel, encoded: Encoded) -> Tensor:
     raise RuntimeError(f"{type(model).__name__} has no logits for pairs of segments")
 
 
+# --- the answers of a task ------------------------------------------------------------------------------------------
+
+
+def answers(model: PreTrainedModel, group: int = 1, **inputs: Tensor) -> Tensor:
+    """Logits (B / group, K) in fp32 of a task's head: the pooled one where the model wears it, else the family's.
+
+    Args:
+        group: so many sequences in a row are one question: their vectors are added (Radford et al. 2018, section 3.3).
+        inputs: of the body, padded on the right; or `FEATURES` alone, the pooled vectors of the sequences.
+    """
+    if FEATURES in inputs:
+        return _pooled_answers(model, inputs[FEATURES], group)
+    inputs = _segments(model, inputs)
+    if pooled_head(model) is None:
+        return _family_answers(model, inputs)
+    vectors, _ = _vectors(model, inputs)
+    return _pooled_answers(model, vectors, group)
+
+
+def answers_and_words(model: PreTrainedModel, labels: Tensor, group: int = 1, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """`answers`, and the sum of next-token losses at `labels` (B, T), from one pass of the body."""
+    vectors, states = _vectors(model, _segments(model, inputs))
+    return _pooled_answers(model, vectors, group), vocabulary_loss(model, Encoded(states, None, reach(model)), labels)
+
+
+def vectors(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
+    """Pooled vectors (B, hidden states, W) in fp32, as the model's pooled head reads them."""
+    return _vectors(model, _segments(model, inputs))[0]
+
+
+def _vectors(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(pooled vectors, last hidden state)."""
+    head = pooled_head(model)
+    assert head is not None
+    last = head.states == (model.config.num_hidden_layers,)
+    output = _body(model, inputs, **({} if last else {"output_hidden_states": True}))
+    states = [output.last_hidden_state] if last else [output.hidden_states[number] for number in head.states]
+    mask, by_pooler = inputs.get("attention_mask"), getattr(output, "pooler_output", None)
+    return torch.stack([pool(state, mask, head.pooling, by_pooler) for state in states], 1), output.last_hidden_state
+
+
+def _pooled_answers(model: PreTrainedModel, vectors: Tensor, group: int) -> Tensor:
+    head = pooled_head(model)
+    assert head is not None
+    return head(vectors.view(-1, group, *vectors.shape[1:]).float().sum(1) if group > 1 else vectors)  # type: ignore[no-any-return]
+
+
+def _family_answers(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """The family's own head, which finds the last token by the mask here, and not by the padding's id."""
+    if model.config.is_encoder_decoder:
+        logits: Tensor = model(**inputs).logits
+        return logits.float()
+    encoded, mask = encode(model, Reach.whole, **inputs), inputs.get("attention_mask")
+    if "score" in model._modules:  # decoders: scores of every token, of which the last one counts
+        encoded, mask = encoded._replace(states=last_token(encoded.states, mask)[:, None]), None
+    logits = _over(model, encoded, mask)().logits
+    return logits.float()
+
+
+def _segments(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs without segment ids where a family has no embeddings for two of them. GPT-2 would add those of tokens 0 and 1."""
+    if getattr(model.config, "type_vocab_size", 0) >= 2:
+        return inputs
+    return {name: value for name, value in inputs.items() if name != "token_type_ids"}
+
+
 def vocabulary_head(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
     """Weight (V, W) and bias (V,) of the output layer, where the head is not to be run `whole`."""
     head = model.get_output_embeddings()
@@ -176,12 +256,14 @@ class _ReachedError(Exception):
     pass
 
 
-def _over(model: PreTrainedModel, encoded: Encoded) -> Callable[[], Any]:
+def _over(model: PreTrainedModel, encoded: Encoded, mask: Tensor | None = None) -> Callable[[], Any]:
     """The model's forward with its body's work done: a shallow twin that shares every other module."""
     twin = copy.copy(model)
     vars(twin)["_modules"] = {**model._modules, model.base_model_prefix: _Given(model.base_model, encoded)}
-    ids = torch.zeros(encoded.states.shape[:2], dtype=torch.long, device=encoded.states.device)
-    return lambda: twin(input_ids=ids, **_no_cache(model))
+    # An id that is no padding: some heads look for it.
+    ids = torch.full(encoded.states.shape[:2], int(model.config.pad_token_id == 0), dtype=torch.long, device=encoded.states.device)
+    masked = {} if mask is None else {"attention_mask": mask}
+    return lambda: twin(input_ids=ids, **masked, **_no_cache(model))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -209,10 +291,18 @@ def reach(model: PreTrainedModel) -> Reach:
 
     In that pass the output layer answers with a ramp from -100 to 100: small logits would hide a cap (Gemma 2) or a scale (Cohere).
     """
+    if model.get_output_embeddings() is None:
+        return Reach.whole  # no vocabulary is asked
     if model not in _REACH:
         plain = type(model.get_output_embeddings()) is nn.Linear and not model.config.is_encoder_decoder
         _REACH[model] = _probed(model) if plain else Reach.whole
     return _REACH[model]
+
+
+def like(twin: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Take over what was found out about a model by tiny passes: a tail cannot make them, it has no lower blocks."""
+    _REACH[twin] = reach(model)
+    take_over(twin, model)
 
 
 def _probed(model: PreTrainedModel) -> Reach:

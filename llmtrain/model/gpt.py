@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from llmtrain.errors import require
-from llmtrain.model.base import Activation, Attention, Head, Model, auto_class, require_shape
+from llmtrain.model.base import Activation, Attention, Head, Model, Outputs, from_nothing, require_shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -81,7 +81,7 @@ class GPT(Model):
         return self.hidden_size
 
     def wears(self, head: Head) -> bool:
-        return head is Head.next_token
+        return head in (Head.next_token, Head.task)
 
     def config(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
         from transformers import GPT2Config, OpenAIGPTConfig
@@ -107,8 +107,7 @@ class GPT(Model):
             return OpenAIGPTConfig(afn=activation, **common)
         return GPT2Config(activation_function=activation, n_inner=self.intermediate_size, **common)
 
-    def load(self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool, new_head: bool = False) -> PreTrainedModel:
-        import torch
-
-        model: PreTrainedModel = auto_class(head).from_config(self.config(tokenizer), dtype=torch.float32)
-        return model
+    def load(
+        self, tokenizer: PreTrainedTokenizerBase, head: Head, *, resize: bool, new_head: bool = False, outputs: Outputs | None = None, words: bool = False
+    ) -> PreTrainedModel:
+        return from_nothing(self, tokenizer, head, outputs, words)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from llmtrain.data.base import Target
 from llmtrain.errors import require
@@ -75,6 +75,13 @@ class Batch:
         """The same tensors, counting for nothing."""
         nothing = dict.fromkeys(self.counts, 0)
         return dataclasses.replace(self, counts=nothing, sizes=dict.fromkeys(self.sizes, 0), samples=[], real=False)
+
+
+class Start(NamedTuple):
+    """Where the answers of a head begin best, before it has learned anything: mean and standard deviation of the training scores."""
+
+    mean: float
+    deviation: float
 
 
 @dataclass
@@ -167,8 +174,29 @@ class Objective(ABC):
         """Whether an objective of a task asks a language model's head as well (GPT-1's auxiliary loss)."""
         return False
 
+    @property
+    def group(self) -> int:
+        """How many sequences in a row are one question to the head of a task: their vectors are added before it."""
+        return 1
+
     def outputs(self, rows: Dataset) -> Outputs | None:
         """What a head for these labelled training rows gives; None where the objective is of no task."""
+        return None
+
+    def start(self, rows: Dataset) -> Start | None:
+        """Where a new head for these labelled training rows should begin; None: at 0."""
+        return None
+
+    def logits(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:
+        """What the head of a task gives for each sample of a batch, in float64, for `answer`; empty where the objective is of no task."""
+        return []
+
+    def answer(self, logits: np.ndarray, names: tuple[str, ...]) -> dict[str, Any] | None:
+        """A sample's logits in words: what `llmtrain predict` writes down; None where the objective is of no task.
+
+        Args:
+            names: of the classes, as in `Outputs`.
+        """
         return None
 
     def baselines(self, train: Dataset, judged: Dataset) -> dict[str, float]:

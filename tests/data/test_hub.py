@@ -18,7 +18,7 @@ import pytest
 
 from llmtrain.config import build
 from llmtrain.data import store
-from llmtrain.data.base import Data
+from llmtrain.data.base import Data, Target
 from llmtrain.data.hub import Hub
 from llmtrain.errors import ConfigError, DataError
 
@@ -27,7 +27,10 @@ DEFAULTS: dict[str, Any] = {
     "name": "corpus",
     "subset": None,
     "revision": None,
-    "text_column": "text",
+    "text_column": None,
+    "second_column": None,
+    "label_column": None,
+    "choice_columns": None,
     "streaming": False,
     "max_documents": None,
     "train_split": "train",
@@ -151,6 +154,50 @@ def test_nothing_is_written_outside_the_store(tmp_path: Path) -> None:
     assert list((tmp_path / "home").rglob("*")) == []
     assert not list((tmp_path / "cache").rglob(".tmp-*"))
     assert done.stderr == ""
+
+
+# --- labelled rows ------------------------------------------------------------------------------------------------
+
+
+def answered(folder: Path, rows: list[dict[str, Any]], features: Any = None) -> None:
+    """Replace the data set by one of labelled rows, train and validation alike."""
+    from datasets import Dataset
+
+    for file in folder.iterdir():
+        file.unlink()
+    for name in ("train", "validation"):
+        Dataset.from_list(rows, features).to_parquet(folder / f"{name}.parquet")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_keep_their_names(streaming: bool, folder: Path) -> None:
+    from datasets import ClassLabel, Features, Value
+
+    features = Features({"review": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    answered(folder, [{"review": "a", "label": 1}, {"review": "b", "label": 0}, {"review": " ", "label": -1}], features)
+    data = hub(validation_split="validation", test_split="validation", streaming=streaming, max_documents=10)
+    rows = data.labelled("train", Target.label)
+    assert (list(rows["text"]), rows.features["label"].int2str(rows["label"])) == (["a", "b"], ["pos", "neg"])
+    assert "text from 'review', answers from 'label' (inferred" in data.summary()
+
+
+def test_an_unlabelled_row_of_the_hub_is_named(folder: Path) -> None:
+    from datasets import ClassLabel, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    answered(folder, [{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": -1}], features)
+    with pytest.raises(DataError, match="corpus: train row 3: label is None, which is blank"):
+        hub(validation_split="validation", test_split="validation").labelled("train", Target.label)
+
+
+def test_pairs_with_scores_and_choices_are_read(folder: Path) -> None:
+    rows = [{"sentence1": f"a{i}", "sentence2": f"b{i}", "score": i / 2, "choices": ["x", "y"], "label": i % 2} for i in range(5)]
+    answered(folder, rows)
+    data = hub(validation_split="validation", test_split="validation")
+    found = data.labelled("train", Target.score)
+    assert (list(found["second"])[:2], list(found["score"])[:2]) == (["b0", "b1"], [0, 0.5])
+    chosen = hub(validation_split="validation", test_split="validation", text_column="sentence1").labelled("train", Target.choice)
+    assert (next(iter(chosen["choices"])), list(chosen["label"])[:2]) == (["x", "y"], [0, 1])
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------

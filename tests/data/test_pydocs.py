@@ -13,11 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from datasets import Dataset
 
 from llmtrain.config import build
-from llmtrain.data import documents as docs, pydocs, store
-from llmtrain.data.base import Data
+from llmtrain.data import documents as docs, families, pydocs, store
+from llmtrain.data.base import SPLITS, Data, Target
 from llmtrain.data.pydocs import PyDocs
 from llmtrain.errors import ConfigError, DataError
 
@@ -219,6 +221,112 @@ def test_check_finds_a_python_without_sources(library: Path, monkeypatch: pytest
     monkeypatch.setattr(pydocs, "MIN_DOCUMENTS", 50)
     with pytest.raises(DataError, match="stripped"):
         data().check()
+
+
+# --- labelled docstrings --------------------------------------------------------------------------------------------
+
+
+def answered(share: float = 0.15) -> dict[str, Dataset]:
+    built = data(validation_fraction=share, test_fraction=share)
+    return {name: built.labelled(name, Target.label) for name in SPLITS}
+
+
+def every_text() -> list[str]:
+    return [text for rows in answered().values() for text in rows["text"]]
+
+
+def test_the_docstrings_of_the_running_python_are_rows_of_eight_families() -> None:
+    found = answered()
+    assert 5_500 < sum(map(len, found.values())) < 8_500
+    assert found["train"].features["label"].names == sorted(families.FAMILIES)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.15, 0.2])
+def test_every_family_gives_about_its_share_to_every_split(share: float) -> None:
+    counts = np.array([np.bincount(rows["label"], minlength=8) for rows in answered(share).values()])
+    assert counts.sum(1) / counts.sum() == pytest.approx([1 - 2 * share, share, share], abs=0.04)
+    assert counts[1:].min() > 20
+    assert (counts.sum(0) / counts.sum()).max() < 0.25
+
+
+def test_no_text_stands_in_two_splits_or_twice_in_one() -> None:
+    texts = every_text()
+    assert len(set(texts)) == len(texts)
+    assert data().warnings() == []
+
+
+def test_the_summary_of_labelled_docstrings_names_the_task() -> None:
+    built = data()
+    built.labelled("train", Target.label)
+    assert "8 classes in train: " in built.summary()
+    assert "split by file" in built.summary()
+
+
+def test_words_find_the_family_less_often_where_whole_files_are_held_out() -> None:
+    # The claim of families.py: a random split leaks what the docstrings of one file have in common.
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.naive_bayes import MultinomialNB
+    from sklearn.pipeline import make_pipeline
+
+    def accuracy(train: list[int], test: list[int]) -> float:
+        judge = make_pipeline(CountVectorizer(), MultinomialNB())
+        judge.fit([texts[i] for i in train], [labels[i] for i in train])
+        return float(judge.score([texts[i] for i in test], [labels[i] for i in test]))
+
+    parts = [answered()[name] for name in ("train", "test")]
+    texts = [text for part in parts for text in part["text"]]
+    labels = [label for part in parts for label in part["label"]]
+    honest, torn = list(range(len(texts))), np.random.default_rng(0).permutation(len(texts)).tolist()
+    cut = len(parts[0])
+    by_file, at_random = accuracy(honest[:cut], honest[cut:]), accuracy(torn[:cut], torn[cut:])
+    assert 0.4 < by_file < 0.65
+    assert at_random > by_file + 0.1
+
+
+@pytest.fixture
+def labelled_library(library: Path) -> Path:
+    for i in range(20):
+        write(library / f"tkinter/w{i}.py", f'"""Window number {i} of the Tkinter package."""\ndef f():\n    """Draw window w{i} again now please."""')
+        write(library / f"asyncio/t{i}.py", f'"""Task number {i} of the asyncio package."""\ndef f():\n    """Await task T{i} again now please."""')
+    return library
+
+
+def test_a_docstring_is_a_row_without_the_name_of_its_module(labelled_library: Path) -> None:
+    texts = every_text()
+    assert "Window number 3 of the  package." in texts
+    # What is left of two docstrings of a family is equal in all files, so it is one row.
+    assert sorted(text for text in texts if "again" in text) == ["Await task  again now please.", "Draw window  again now please."]
+
+
+def test_all_docstrings_of_a_file_stand_in_one_split(library: Path) -> None:
+    for folder, things in (("tkinter", "windows"), ("asyncio", "tasks")):
+        for i in range(20):
+            write(library / folder / f"f{i}.py", "\n".join(f'def g{j}():\n    """Open {j} {things} of file {i} here."""' for j in range(5)))
+    files = [{(text.split()[2], text.split()[5]) for text in rows["text"]} for rows in answered().values()]
+    assert len(every_text()) == 200
+    assert sum(map(len, files)) == 40  # each of the 40 files is in one split only
+    assert min(map(len, files)) > 2
+
+
+def test_modules_of_no_family_and_short_docstrings_are_no_rows(labelled_library: Path) -> None:
+    before = every_text()
+    write(labelled_library / "os.py", '"""Routines of the system, whatever it is."""')
+    write(labelled_library / "tkinter/short.py", '"""Only four words here."""')
+    assert every_text() == before
+
+
+@pytest.mark.parametrize("target", [Target.score, Target.choice])
+def test_docstrings_have_no_other_answers_and_the_way_out_is_named(target: Target) -> None:
+    with pytest.raises(ConfigError, match=f"no {target.value}") as caught:
+        data().labelled("train", target)
+    assert "data=text data.train=FILE" in str(caught.value.fix)
+
+
+def test_a_python_without_docstrings_gets_two_ways_out_for_labels_too(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pydocs, "MIN_DOCUMENTS", 50)
+    write(library / "turtle.py", '"""Drawing with a pen that is a turtle."""')
+    with pytest.raises(DataError, match="stripped"):
+        answered()
 
 
 # --- packages -----------------------------------------------------------------------------------------------------

