@@ -132,7 +132,14 @@ Call = Callable[[Batch], dict[str, "torch.Tensor"]]
 
 
 class Computed(Protocol):
-    """What was computed once for each sample of some examples, and takes the place of the model's inputs or adds to them."""
+    """What was computed once for each sample of some examples, and takes the place of the model's inputs or adds to them.
+
+    Attributes:
+        whole: it takes their place.
+    """
+
+    @property
+    def whole(self) -> bool: ...
 
     def into(self, batch: Batch) -> Batch:
         """The batch with what was computed for its samples."""
@@ -142,6 +149,13 @@ def collate(objective: Objective, seed: int, vocabulary: Vocabulary, computed: C
     """A batch for an epoch or for "eval". A plain function, so that workers can be given it."""
     batch = objective.collate(examples, Draw(seed, epoch), vocabulary)  # type: ignore[arg-type]
     return batch if computed is None else computed.into(batch)
+
+
+def read(examples: Dataset, objective: Objective, computed: Computed | None) -> Dataset:
+    """Examples without the columns that nothing is made of, since what would be is there already."""
+    if computed is None or not computed.whole:
+        return examples
+    return examples.remove_columns([name for name in objective.inputs if name in examples.column_names])
 
 
 def evaluate(
@@ -162,7 +176,7 @@ def evaluate(
     requests = iter([[(-1, sample, real) for sample in samples] for samples, real in mine])
     totals = Totals()
     with torch.no_grad():
-        for batch in load(examples, requests, partial(collate, objective, 0, vocabulary, computed), num_workers=0, seed=0):
+        for batch in load(read(examples, objective, computed), requests, partial(collate, objective, 0, vocabulary, computed), num_workers=0, seed=0):
             add(totals, batch, call(batch.to(runtime.accelerator.device)))
             if runtime.signalled.is_set() and runtime.world == 1:
                 break  # the loop stops at once; this evaluation is repeated after the resume
@@ -384,7 +398,7 @@ class Trainer:
                 yield from ([(epoch, sample, real) for sample in samples] for samples, real in micro)
 
         loader = load(
-            stage.train,
+            read(stage.train, self.objective, stage.computed),
             requests(),
             partial(collate, self.objective, self.seed, self.vocabulary, stage.computed),
             num_workers=self.num_workers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -56,7 +57,31 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "multiple_choice": (*TINY_BERT, "objective=multiple_choice", "data.validation_fraction=0.2"),
 }
 
+# A finetuning of a tiny pretrained model, on labelled rows.
+TINY_FINETUNE = (
+    "data=synthetic",
+    "data.documents=80",
+    "data.validation_fraction=0.2",
+    "data.max_length=24",
+    "trainer.batch_size=8",
+    "trainer.max_steps=6",
+    "trainer.log_every_steps=2",
+    "evaluation.every_steps=3",
+    "checkpoint.every_steps=2",
+    "threads=1",
+    "device=cpu",
+    "precision=fp32",
+)
+
+# How each tiny pretrained model is made.
+PRETRAINED: dict[str, tuple[str, ...]] = {
+    "bert": (*TINY_BERT, "objective=masked_lm"),
+    "bert_dropout": (*TINY_BERT, "objective=masked_lm", "model.dropout=0.1"),
+    "gpt": (),
+}
+
 Train = Callable[..., Path]
+Pretrained = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,11 +92,11 @@ def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def tiny(*overrides: str) -> list[str]:
-    """TINY with overrides, the last of two that are the same key."""
+def tiny(*overrides: str, base: tuple[str, ...] = TINY) -> list[str]:
+    """A base with overrides, the last of two that are the same key."""
     last = {o.split("=")[0]: o for o in overrides}
     budgets = {"trainer.max_epochs", "trainer.max_tokens"} & last.keys()
-    base = [o for o in TINY if o.split("=")[0] not in last and not (o.startswith("model.") and "model" in last)]
+    base = tuple(o for o in base if o.split("=")[0] not in last and not (o.startswith("model.") and "model" in last))
     return [*(o for o in base if not (budgets and o.startswith("trainer.max_steps"))), *last.values()]
 
 
@@ -84,6 +109,40 @@ def train() -> Train:
     def run(folder: Path, *overrides: str) -> Path:
         typed = [*tiny(*overrides), f"output_dir={folder}"]
         code = start(compose("pretrain", typed), typed, "pretrain")
+        assert code == 0
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Pretrained:
+    """Tiny pretrained runs, made before any test can patch what makes them: pretrained("bert") → its folder."""
+    from llmtrain.command.train import start
+    from llmtrain.config import compose
+
+    folder = tmp_path_factory.mktemp("pretrained")
+    for name, overrides in PRETRAINED.items():
+        typed = [*tiny(*overrides, "trainer.max_steps=2", "checkpoint.every_steps=null"), f"output_dir={folder / name}"]
+        assert start(compose("pretrain", typed), typed, "pretrain") == 0
+    gc.collect()
+    gc.freeze()  # each run collects garbage, and need not go through the modules of torch and transformers again
+    return lambda name: folder / name
+
+
+@pytest.fixture
+def finetune(pretrained: Pretrained) -> Train:
+    """Run `llmtrain finetune` on a tiny pretrained model in this process: finetune(folder, *overrides, of="gpt") → folder.
+
+    An override of `model` or `model.checkpoint` takes another model.
+    """
+    from llmtrain.command.train import start
+    from llmtrain.config import compose
+
+    def run(folder: Path, *overrides: str, of: str = "bert") -> Path:
+        own = any(o.startswith(("model=", "model.checkpoint=")) for o in overrides)
+        typed = [*tiny(*overrides, base=TINY_FINETUNE), *(() if own else (f"model.checkpoint={pretrained(of)}",)), f"output_dir={folder}"]
+        code = start(compose("finetune", typed), typed, "finetune")
         assert code == 0
         return folder
 
@@ -103,7 +162,7 @@ def outcome(run: Path) -> dict[str, Any]:
         "step": last.name,
         "weights": digest(last / "model.safetensors"),
         "optimizer": digest(last / "optimizer.safetensors"),
-        "final": digest(run / "final" / "model.safetensors"),
+        "final": {p.name: digest(p) for p in sorted((run / "final").glob("*.safetensors"))},
         "metrics": [{k: v for k, v in record.items() if k not in clock} for record in records],
     }
 

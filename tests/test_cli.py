@@ -83,7 +83,7 @@ def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str], arguments: lis
     ("arguments", "answer"),
     [
         (["pretran"], "did you mean 'pretrain'?"),
-        (["dance"], "allowed: pretrain, evaluate, generate, predict, validate"),
+        (["dance"], "allowed: pretrain, finetune, evaluate, generate, predict, cache, validate"),
         (["pretrain", "--hlp"], "did you mean '--help'?"),
         (["pretrain", "--config_dir=x"], "did you mean '--config-dir'?"),
         (["pretrain", "--cfg", "all"], "allowed: --cfg job"),

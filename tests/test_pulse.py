@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.cli import VERBS, main
 from llmtrain.config import groups
-from tests.conftest import ANSWERS, TINY, Train, tiny
+from tests.conftest import ANSWERS, TINY, TINY_FINETUNE, Pretrained, Train, tiny
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,56 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pretraining_runs(train: Train, tmp_path: Path, objective: str, schedule: str) -> None:
     folder = train(tmp_path / "run", *ANSWERS[objective], f"schedule={schedule}", "trainer.max_steps=2")
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+
+
+# --- finetuning: every mode × objective × model runs, or is refused ------------------------------------------------
+
+MODES = {"last_layers": "finetune.blocks=1", "layers": "finetune.address=last:1"}  # two blocks, of which one is frozen
+PAIR = "asks for a"  # of another kind of model
+TIED = "tied to the frozen embeddings"  # nothing is left to train: finetune.untie=true is the way out
+RANDOM = "start from random numbers and would stay frozen"  # the pooler that the weights of a masked LM lack
+
+# (objective, model) → what the refusal says, by mode; None: of every mode.
+REFUSED: dict[tuple[str, str], dict[str | None, str]] = {
+    ("next_token", "bert"): {None: PAIR},
+    ("masked_lm", "gpt"): {None: PAIR},
+    ("sentence_order", "gpt"): {None: PAIR},
+    ("bert", "gpt"): {None: PAIR},
+    ("next_token", "gpt"): {"features": TIED, "lp_ft": TIED},
+    ("sentence_order", "bert"): {"features": RANDOM, "lora": RANDOM},
+    ("bert", "bert"): {"features": RANDOM, "lora": RANDOM},
+}
+
+
+@pytest.mark.parametrize("model", ["bert", "gpt"])
+@pytest.mark.parametrize("mode", groups()["finetune"])
+@pytest.mark.parametrize("objective", groups()["objective"])
+def test_every_finetuning_runs_or_is_refused_with_a_way_out(
+    pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], objective: str, mode: str, model: str
+) -> None:
+    monkeypatch.setattr("llmtrain.report.curve.draw", lambda *_: None)  # a picture and a bag of words are a third of so short a run
+    monkeypatch.setattr("llmtrain.command.train._baselines", lambda *_: {})
+    pairs = ("data.words=200", "data.max_length=48") if objective in ("sentence_order", "bert") and model == "bert" else ()
+    chosen = (f"objective={objective}", f"finetune={mode}", *([MODES[mode]] if mode in MODES else []), *pairs)
+    typed = tiny(*chosen, "trainer.max_steps=2", "evaluation.every_steps=null", base=TINY_FINETUNE)
+    code = main(["finetune", *typed, f"model.checkpoint={pretrained(model)}", f"output_dir={tmp_path / 'run'}"])
+    said = capsys.readouterr().err
+    why = REFUSED.get((objective, model), {})
+    why_of_mode = why.get(None) or why.get(mode)
+    if why_of_mode is not None:
+        assert (code, len(said.splitlines()) <= 6) == (2, True)
+        assert why_of_mode in said
+        assert "fix: " in said
+    else:
+        assert (code, said) == (0, "")
+        record = json.loads((tmp_path / "run" / "run.json").read_text())
+        assert record["freezing"]["frozen_but_moved"] == record["freezing"]["trainable_but_still"] == []
+        assert record["validation"]["loss"] > 0
+
+
+def test_the_table_of_refusals_names_what_exists() -> None:
+    assert {objective for objective, _ in REFUSED} <= set(groups()["objective"])
+    assert {mode for why in REFUSED.values() for mode in why} - {None} <= set(groups()["finetune"])
 
 
 def test_every_objective_has_a_model_to_answer_it() -> None:
@@ -94,7 +144,7 @@ def test_validate_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_verb_was_forgotten() -> None:
-    assert set(VERBS) == {"pretrain", "evaluate", "generate", "predict", "validate"}
+    assert set(VERBS) == {"pretrain", "finetune", "evaluate", "generate", "predict", "cache", "validate"}
 
 
 def test_final_opens_with_transformers_alone(run: Path) -> None:

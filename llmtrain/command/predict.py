@@ -85,33 +85,44 @@ def command(composed: Composed, overrides: list[str]) -> int:
 
 def _answer(model: Checkpoint, settings: Settings, run: dict[str, Any]) -> None:
     """Let the head of a task answer, as its run asked it."""
-    from datasets import Dataset
-
     from llmtrain.data import questions
 
     if not run:
         raise ConfigError(
             f"model.checkpoint={model.checkpoint}: not the folder of a run, so how its head was asked is unknown", fix="give the run's own folder"
         )
+    output = None if settings.output is None else Path(settings.output)
+    if output is not None and not (settings.file is None and output.suffix.lower() == ".json"):
+        questions.writable(output)
     objective, data = build(run["objective"], Objective, "objective"), build(run["data"], Data, "data")
-    target = objective.target or Target.label
+    rows, records = _questions(settings, objective.target or Target.label, data)
+    found = _answers(model, objective, data, settings, rows)
+    answered = [{**record, **_columns(answer)} for record, answer in zip(records, found, strict=True)]
+    if settings.file is None or output is None:
+        for record in answered:
+            print(questions.as_json(record))
+    if output is not None and output.suffix.lower() == ".json":
+        files.write(output, json.dumps(answered[0], indent=2, ensure_ascii=False).encode())
+    elif output is not None:
+        questions.write(output, answered)
+        print(f"{len(found):,} answers: {output}")
+
+
+def _questions(settings: Settings, target: Target, data: Data) -> tuple[Dataset, list[dict[str, Any]]]:
+    """The texts as rows, and each as it was read: of a file, by the columns of the run's data, or of the command line."""
+    from datasets import Dataset
+
+    from llmtrain.data import questions
+
     if settings.file is not None:
         names = {ours: getattr(data, theirs, None) for ours, theirs in (("text", "text_column"), ("second", "second_column"), ("answer", "label_column"))}
         choices = getattr(data, "choice_columns", None)
         named = Named(**names, choices=None if choices is None else tuple(choices))
-        rows, records = questions.read(settings.file, target, named, getattr(data, "encoding", "utf-8"))
-    else:
-        if target is Target.choice:
-            raise ConfigError("text: this model chooses between texts", fix="file=QUESTIONS.jsonl with a list of choices in each row")
-        record = {"text": settings.text, **({} if settings.second is None else {"second": settings.second})}
-        rows, records = Dataset.from_list([record]), [record]
-    found = _answers(model, objective, data, settings, rows)
-    if settings.file is None or settings.output is None:
-        for record, answer in zip(records, found, strict=True):
-            print(json.dumps({**record, **answer}, ensure_ascii=False))
-    if settings.output is not None:
-        questions.write(Path(settings.output), [{**record, **_columns(answer)} for record, answer in zip(records, found, strict=True)])
-        print(f"{len(found):,} answers: {settings.output}")
+        return questions.read(settings.file, target, named, getattr(data, "encoding", "utf-8"))
+    if target is Target.choice:
+        raise ConfigError("text: this model chooses between texts", fix="file=QUESTIONS.jsonl with a list of choices in each row")
+    record = {"text": settings.text, **({} if settings.second is None else {"second": settings.second})}
+    return Dataset.from_list([record]), [record]
 
 
 def _answers(model: Checkpoint, objective: Objective, data: Data, settings: Settings, rows: Dataset) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import os
@@ -23,7 +24,7 @@ from llmtrain.callback.base import Callback
 from llmtrain.config import Composed, build, check_keys, read_yaml
 from llmtrain.data.base import Data, Target
 from llmtrain.data.tokenizer import TOKENS, TRAINED, TokenizerSettings
-from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError, Stopped, printable
+from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError, LLMTrainError, Stopped, printable
 from llmtrain.finetune.base import Finetune, Phase
 from llmtrain.model.base import Attention, Head, HeadKind, Model, Outputs, Pooling, no_separation
 from llmtrain.objective.base import Objective
@@ -152,7 +153,11 @@ def refuse_wrong_pair(model: Model, objective: Objective) -> None:
     """
     wanted = objective.attention
     if wanted is not None and model.attention is not wanted:
-        suits = {Attention.causal: "model=gpt_tiny, or objective=masked_lm", Attention.bidirectional: "model=bert_mini, or objective=next_token"}
+        loaded = model.tokenizer_path is not None
+        suits = {
+            Attention.causal: f"{'model.checkpoint=FOLDER of a GPT' if loaded else 'model=gpt_tiny'}, or objective=masked_lm",
+            Attention.bidirectional: f"{'model.checkpoint=FOLDER of a BERT' if loaded else 'model=bert_mini'}, or objective=next_token",
+        }
         raise ConfigError(f"the objective asks for a {wanted.value} model, this one is {model.attention.value}", allowed=PAIRS, fix=suits[wanted])
     if not model.wears(objective.head):
         what = {Head.sentence_order: "head for pairs of segments", Head.pretraining: "class with a masked-LM head and a head for pairs of segments"}
@@ -198,8 +203,11 @@ def without_effect(parts: Parts, given: set[str]) -> list[str]:
     elif parts.model.head is HeadKind.family:
         found |= dict.fromkeys(("model.pooling", "finetune.standardise"), "the family's own head pools as it does")
     if parts.cache is None:
-        found |= dict.fromkeys(("finetune.lr", "finetune.epochs"), "they are what `llmtrain finetune` takes where nothing else is given")
-    elif parts.cache.use is cache.Use.never:
+        found |= dict.fromkeys(("finetune.lr", "finetune.epochs", "finetune.batch_size", "finetune.weight_decay"), "they are what `llmtrain finetune` takes where nothing else is given")
+    else:
+        found |= {"finetune.lr": "optimizer.lr is given"} if "optimizer.lr" in given else {}
+        found |= {"finetune.epochs": "another budget is given"} if given & {f"trainer.{n}" for n in ("max_steps", "max_epochs", "max_tokens")} else {}
+    if parts.cache is not None and parts.cache.use is cache.Use.never:
         found |= dict.fromkeys(("cache.max_gb", "cache.dtype"), "cache.use=never")
     return [f"{key} has no effect: {why}" for key, why in found.items() if key in given]
 
@@ -307,19 +315,30 @@ def run_of(checkpoint: str) -> dict[str, Any]:
     return {}
 
 
-# What is pretrained where nothing is: minutes of two CPU cores, on the documentation that every Python carries.
+# What is pretrained where nothing is: about a minute of two CPU cores, on the documentation that every Python carries.
 SMALL_START = {
-    Attention.bidirectional: ("model=bert_mini", "objective=masked_lm", "data.max_length=128", "trainer.max_steps=1500", "trainer.batch_size=32"),
-    Attention.causal: ("model=gpt_tiny", "objective=next_token", "data.max_length=128", "trainer.max_steps=600"),
+    Attention.bidirectional: ("model=bert_tiny", "objective=masked_lm", "data.max_length=128", "trainer.max_steps=1000", "trainer.batch_size=32"),
+    Attention.causal: ("model=gpt_tiny", "objective=next_token", "data.max_length=128", "trainer.max_steps=300"),
 }
+
+
+def small_model(config: DictConfig) -> DictConfig:
+    """The section `model` of the small start."""
+    from llmtrain.config import compose
+
+    return compose("pretrain", _small_overrides(config)).config.model  # type: ignore[no-any-return]
+
+
+def _small_overrides(config: DictConfig) -> list[str]:
+    wanted = build(config.objective, Objective, "objective").attention or Attention.bidirectional
+    return list(SMALL_START[wanted])
 
 
 def _small_start(config: DictConfig) -> Path:
     """A small pretrained model where there is none yet: it shows how everything works, and no more."""
     from llmtrain.config import compose
 
-    wanted = build(config.objective, Objective, "objective").attention or Attention.bidirectional
-    overrides = [*SMALL_START[wanted], "name=small_start", f"device={config.device}", f"threads={config.threads}"]
+    overrides = [*_small_overrides(config), "name=small_start", f"device={config.device}", f"threads={config.threads}"]
     print("there is no pretrained run below runs/ yet: a small model is pretrained first. It shows how things work; model.checkpoint=FOLDER takes a real one")
     print(f"  llmtrain pretrain {' '.join(overrides)}")
     start(compose("pretrain", overrides), overrides, "pretrain")
@@ -346,7 +365,8 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
         started = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(model).items()}
         base = _base(built, model, started) if verb == "finetune" else None
         job = _trainer(built, machine, model, anatomy, phases, stages, validation, tokenizer, folder, resume, base)
-        cut = _compute_once(built, machine, job, anatomy, tokenizer, stored)
+        with enough_memory(job):
+            cut = _compute_once(built, machine, job, anatomy, tokenizer, stored)
         resolved = _resolved(config, built, machine, job, tokenizer, cut)
         job.config = resolved
         _settle(machine, folder, stored, resolved, resume)
@@ -354,7 +374,8 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
             record.skip = True
             return
         _panel(built, machine, job, anatomy, folder, cut, verb)
-        state = job.fit()
+        with enough_memory(job):
+            state = job.fit()
         record.content |= _results(built, machine, job, state, started, anatomy, rows)
         if machine.main:
             _export(built, job, tokenizer, folder, record.content)
@@ -421,8 +442,8 @@ def continued(settings: runtime.Settings) -> Path | None:
 
 
 def write_config(folder: Path, config: DictConfig, overrides: list[str]) -> None:
-    """config.yaml as composed, once; overrides.txt: one invocation a line."""
-    if not (folder / "config.yaml").is_file():
+    """config.yaml as composed, once: a run that was refused before it began leaves nothing to keep. overrides.txt: one invocation a line."""
+    if not (folder / "resolved.yaml").is_file():
         files.write(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
     with (folder / "overrides.txt").open("a", encoding="utf-8") as file:
         file.write(" ".join(overrides) + "\n")
@@ -565,7 +586,8 @@ def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, s
     from llmtrain.estimate import refuse_too_large
     from llmtrain.model import forward
 
-    refuse_too_large(built.model.config(tokenizer), machine.device, built.objective.head)
+    # A copy: transformers writes the type that a model is built in into the config, where the type of the stored weights stands.
+    refuse_too_large(copy.deepcopy(built.model.config(tokenizer)), machine.device, built.objective.head)
     torch.manual_seed(key(seed, "init"))
     words = built.objective.asks_words
     model = built.model.load(tokenizer, built.objective.head, resize=built.tokenizer.resize, new_head=True, outputs=outputs, words=words)
@@ -616,15 +638,18 @@ def _name_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 def _prepared(built: Parts, model: PreTrainedModel, rows: dict[str, Dataset]) -> tuple[PreTrainedModel, Anatomy]:
     """The model with what the mode adds, and where its parts are; the head of a number starts at the numbers' mean."""
     from llmtrain.model import head as heads
+    from llmtrain.model.base import fresh
 
     worn = heads.pooled_head(model)
     unread = _pooler(model) if worn is not None and worn.pooling is not Pooling.pooler else []
+    if built.objective.target is Target.choice:
+        unread.append(f"{heads.NAME}.bias")  # the same is added to every choice, so it changes no answer
     anatomy = _anatomy(model, built.finetune).fitted(model, [heads.NAME], unread)
     prepared = built.finetune.prepare(model, anatomy)
     anatomy = anatomy.fitted(prepared, [heads.NAME], unread)
     anatomy.check(prepared)
     worn, begin = heads.pooled_head(prepared), built.objective.start(rows["train"])
-    if worn is not None and begin is not None:
+    if worn is not None and begin is not None and f"{heads.NAME}.weight" in fresh(prepared):
         worn.bias.data.fill_(begin.mean)
         worn.weight.data.mul_(begin.deviation)
     return prepared, anatomy
@@ -638,8 +663,8 @@ def _pooler(model: PreTrainedModel) -> list[str]:
 
 
 def read_by_something(phase: Phase, anatomy: Anatomy) -> Phase:
-    """A phase without the pooler that nothing reads: it would count as trained and never move."""
-    unread = {name for name in phase.trainable & anatomy.unused if ".pooler." in f".{name}"}
+    """A phase without what nothing reads, a pooler or the bias of choices: it would count as trained and never move."""
+    unread = {name for name in phase.trainable & anatomy.unused if f".{name}".startswith(".pooled.") or ".pooler." in f".{name}"}
     return dataclasses.replace(phase, trainable=phase.trainable - unread) if unread else phase
 
 
@@ -665,7 +690,8 @@ def refuse_random_and_frozen(model: PreTrainedModel, phases: list[Phase]) -> Non
     from llmtrain.model.base import fresh
 
     moving = frozenset().union(*(phase.trainable for phase in phases))
-    stuck = sorted(name for name in fresh(model) - moving if name in dict(model.named_parameters()) or ":" in name)
+    drawn = {name for name, parameter in model.named_parameters() if parameter.any()}  # a bias of zeros is nothing random
+    stuck = sorted(name for name in fresh(model) - moving if name in drawn or ":" in name)
     if any(":" in name for name in stuck) and any(dict(model.named_parameters())[n] is model.get_input_embeddings().weight for n in moving):
         stuck = [name for name in stuck if ":" not in name]
     if stuck:
@@ -690,7 +716,8 @@ def _compute_once(
 ) -> Cut | None:
     """Cut the model at its deepest frozen boundary where that pays, and standardise what a head of frozen states reads."""
     from llmtrain import frozen
-    from llmtrain.model.head import pooled_head
+    from llmtrain.model.base import fresh
+    from llmtrain.model.head import NAME, pooled_head
 
     cut = None
     if built.cache is not None and job.validation is not None:
@@ -710,9 +737,33 @@ def _compute_once(
             made = question.make(cut)
             job.run_on(made.model, made.stages, made.validation)
     head = pooled_head(job.saved)
-    if head is not None and built.finetune.standardises and job.resume is None:
+    # A head that came with the weights was saved with its standardisation folded in: another one would change its answers.
+    new = f"{NAME}.weight" in fresh(job.saved)
+    if head is not None and new and built.finetune.standardises and job.resume is None:
         frozen.standardise(head, job.stages[-1], built.objective, job.model, job.vocabulary, machine, machine.settings.seed, 64)
     return cut
+
+
+@contextlib.contextmanager
+def enough_memory(job: Trainer) -> Iterator[None]:
+    """Whatever torch says of a lack of memory becomes one screen with what to change.
+
+    Raises:
+        DeviceError: with three remedies, none of which changes the batch of an update.
+    """
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's own error is a RuntimeError; on a CPU the allocator raises a plain one
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        half = max(1, job.micro_size // 2)
+        raise DeviceError(
+            f"out of memory on {job.runtime.device} after update {job.state.step}, with {job.micro_size} sequences in a forward pass",
+            fix=f"trainer.micro_batch_size={half} (the updates stay those of {job.settings.batch_size} sequences); "
+            "trainer.gradient_checkpointing=true; or a shorter data.max_length",
+        ) from error
 
 
 def _trainer(
@@ -793,6 +844,8 @@ def _settle(machine: Runtime, folder: Path, stored: dict[str, Any] | None, resol
     before, now = _flat(stored), _flat(resolved)
     changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
     guarded = [k for k in changed if not any(k == free or k.startswith(free + ".") for free in FREE)]
+    if guarded == ["derived.base"]:
+        raise CheckpointError(f"{folder} builds on {now['model.checkpoint']}, whose weights are not the ones that it started from", fix="restore those weights")
     if guarded:
         lines = "; ".join(f"{k}: {before.get(k)} → {now.get(k)}" for k in guarded[:4]) + (f" and {len(guarded) - 4} more" if len(guarded) > 4 else "")
         raise CheckpointError(f"{folder} was started with another config: {lines}", fix="give the same settings, or start anew with another output_dir")

@@ -17,14 +17,19 @@ T = TypeVar("T")
 
 def primary(verb: str) -> str:
     """The config that is checked: a verb's own; without one, pretrain's."""
-    if verb not in ("validate", "pretrain"):
-        raise ConfigError(f"validate {verb}: nothing to validate", allowed="pretrain")
-    return "pretrain"
+    if verb not in ("validate", "pretrain", "finetune"):
+        raise ConfigError(f"validate {verb}: nothing to validate", allowed="pretrain, finetune")
+    return "finetune" if verb == "finetune" else "pretrain"
 
 
 def command(composed: Composed, overrides: list[str]) -> int:
     """Tick off; the first failure ends it with its own exit code."""
-    train.name_newest(composed.config)
+    verb = "pretrain" if "cache" not in composed.config else "finetune"
+    if verb == "pretrain" or runtime.finished_runs("pretrain"):  # else finetuning would pretrain a small model first
+        train.name_newest(composed.config, verb)
+    elif composed.config.model.get("checkpoint") == "newest":
+        print("  note: there is no pretrained run yet: a small one would be made first")
+        composed.config.model = train.small_model(composed.config)
     built = tick("settings: every key, type and range", lambda: train.parts(composed.config))
     for line in composed.notes + train.without_effect(built, composed.given) + train.advice(built):
         print(f"  note: {line}")
@@ -32,7 +37,7 @@ def command(composed: Composed, overrides: list[str]) -> int:
     tick("model and objective fit", lambda: train.fits(built))
     tick("device and precision on this machine", lambda: runtime.check(built.runtime))
     tick("data: files are there and can be read", built.data.check)
-    print("all checks passed; `llmtrain pretrain` with the same overrides would start")
+    print(f"all checks passed; `llmtrain {verb}` with the same overrides would start")
     return 0
 
 

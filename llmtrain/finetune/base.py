@@ -47,12 +47,18 @@ class Finetune(ABC):
     Attributes:
         lr: the peak learning rate that belongs to the mode, where `optimizer.lr` is not given.
         epochs: the budget that belongs to the mode, where no other is given.
+        batch_size: sequences of an update, where `trainer.batch_size` is not given.
+        weight_decay: where `optimizer.weight_decay` is not given.
     """
 
     lr: float
     epochs: float
+    batch_size: int
+    weight_decay: float
 
     def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 sequence or more")
+        require(0 <= self.weight_decay < float("inf"), "weight_decay", self.weight_decay, "0 or more, finite")
         for name in ("lr", "epochs"):
             require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a finite number above 0")
 

@@ -140,10 +140,13 @@ class Checkpoint(Model):
         wrong = files.problem(Path(self.folder)) if (Path(self.folder) / files.MANIFEST).is_file() else None
         if wrong is not None:
             raise CheckpointError(f"{self.folder}: {wrong}", fix="the weights are not what was saved: restore them")
-        if head is Head.task and outputs is None and not self.has_head:
+        if head is Head.task and not new_head and not self.has_head:
             raise CheckpointError(f"{self.folder} has no head of a task", fix="train one first: llmtrain finetune model.checkpoint=…")
-        model = self._read(head, new_head, outputs, words)
-        if head is Head.task and self._kind(outputs) is HeadKind.pooled:
+        kind = self._kind(new_head) if head is Head.task else None
+        if kind is HeadKind.pooled and self._config.is_encoder_decoder:
+            raise ConfigError(f"model.head=pooled reads the states of one stack of blocks, {self.folder} has two", fix="model.head=family")
+        model = self._read(head, kind, new_head, outputs, words)
+        if kind is HeadKind.pooled:
             self._wear_saved_head(model, outputs, new_head)
         stored = getattr(self._config, "dtype", None)
         if stored is not None and str(stored) != "torch.float32":
@@ -164,11 +167,11 @@ class Checkpoint(Model):
     def has_head(self) -> bool:
         """Whether the weights come with the head of a task: ours beside them, or the family's own among them."""
         names = getattr(self._config, "architectures", None) or []
-        return self._kind(None) is HeadKind.pooled or any(str(name).endswith("ForSequenceClassification") for name in names)
+        return self._kind(new_head=False) is HeadKind.pooled or any(str(name).endswith("ForSequenceClassification") for name in names)
 
-    def _kind(self, outputs: Outputs | None) -> HeadKind:
-        """Whose head is read: as it was saved, where nothing is said of what it should give."""
-        if outputs is not None:
+    def _kind(self, new_head: bool) -> HeadKind:
+        """Whose head is read: the one that was saved, unless a new one may take its place."""
+        if new_head:
             return self.head
         return HeadKind.pooled if (Path(self.folder) / HEAD_FILE).is_file() else HeadKind.family
 
@@ -181,12 +184,28 @@ class Checkpoint(Model):
         from llmtrain.model import head as heads
 
         saved = heads.read(Path(self.folder))
+        width, depth = int(model.config.hidden_size), int(model.config.num_hidden_layers)
+        if saved is not None and (saved.width != width or max(saved.states) > depth):
+            what = f"{Path(self.folder) / HEAD_FILE}: reads states of {saved.width} numbers, up to number {max(saved.states)}"
+            raise CheckpointError(what, allowed=f"{width} numbers, 0 to {depth}: this body's", fix="take the folder anew")
         if saved is not None and outputs in (None, saved.outputs) and self.pooling in (Pooling.auto, saved.pooling):
             heads.attach(model, saved)
+        elif not new_head and saved is not None and outputs in (None, saved.outputs):
+            raise ConfigError(f"model.pooling={self.pooling.value}: the head of {self.folder} was trained on {saved.pooling.value}", fix="model.pooling=auto")
         elif not new_head:
-            classes = ", ".join(saved.outputs.names) if saved is not None else "none"
-            wanted = ", ".join(outputs.names) or "a number" if outputs is not None else "any"
-            raise CheckpointError(f"{self.folder} has no head for these answers", allowed=f"classes of the head: {classes}; of the data: {wanted}")
+            raise self._other_answers(outputs, saved.outputs if saved is not None else None)
+
+    def _other_answers(self, wanted: Outputs | None, saved: Outputs | None) -> CheckpointError:
+        """The saved head gives something else than is asked for."""
+
+        def listed(outputs: Outputs | None) -> str:
+            return "none" if outputs is None else ", ".join(outputs.names) or "a number"
+
+        return CheckpointError(
+            f"{self.folder} has no head for these answers",
+            allowed=f"classes of the head: {listed(saved)}; of the data: {listed(wanted)}",
+            fix="data with the classes that it was trained on, or llmtrain finetune for others",
+        )
 
     def _new_family_head(self, model: PreTrainedModel, missing: list[str], mismatched: list[str], config: PretrainedConfig) -> tuple[list[str], list[str]]:
         """What of a family's head is to start from random numbers: all of it where the saved one answers another question.
@@ -203,7 +222,7 @@ class Checkpoint(Model):
             model.get_parameter(name).data.copy_(drawn[name].data)
         return sorted({*missing, *outer}), [name for name in mismatched if name not in outer]
 
-    def _read(self, head: Head, new_head: bool, outputs: Outputs | None, words: bool) -> PreTrainedModel:
+    def _read(self, head: Head, kind: HeadKind | None, new_head: bool, outputs: Outputs | None, words: bool) -> PreTrainedModel:
         """All weights of the family with this head, none made up but where a new head may be.
 
         Raises:
@@ -219,7 +238,6 @@ class Checkpoint(Model):
                 f"{folder}: no weights in safetensors format{f', only {pickled}, which could run code when opened' if pickled else ''}",
                 fix="save the model again with `save_pretrained`",
             )
-        kind = self._kind(outputs) if head is Head.task else None
         config = for_task(self._config, outputs) if kind is HeadKind.family and outputs is not None else self._config
         try:
             with quiet():
@@ -235,9 +253,10 @@ class Checkpoint(Model):
             leave_pooler_out(model)
             missing = []
         if kind is HeadKind.family:
-            missing, mismatched = self._new_family_head(
-                model, missing, [str(name[0] if isinstance(name, tuple) else name) for name in info["mismatched_keys"]], config
-            )
+            mismatched = [str(name[0] if isinstance(name, tuple) else name) for name in info["mismatched_keys"]]
+            missing, mismatched = self._new_family_head(model, missing, mismatched, config)
+            if not new_head and self.has_head and outputs not in (None, _outputs(self._config)):
+                raise self._other_answers(outputs, _outputs(self._config))
         lacking = missing if _is_head(model, missing) or (bare and all(".pooler." in f".{name}" for name in missing)) else []
         if lacking and not mismatched:
             what = f"{self.folder} has no {_named(head)} head: {len(lacking)} tensors of {type(model).__name__} are not in its weights"
@@ -265,6 +284,12 @@ class Checkpoint(Model):
                 ", ".join(unused[:3]),
             )
         return model
+
+
+def _outputs(config: PretrainedConfig) -> Outputs:
+    """What a family's head of this config gives."""
+    number = int(config.num_labels)
+    return Outputs(number, tuple(map(str, config.id2label.values())) if number > 1 else ())
 
 
 def _outer(model: PreTrainedModel) -> list[str]:

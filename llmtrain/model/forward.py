@@ -72,17 +72,16 @@ def encode(model: PreTrainedModel, reach: Reach, **inputs: Tensor) -> Encoded:
     Without a cache of keys and values: it costs memory, and with it transformers does not see document borders in
     position_ids.
     """
-    output = _body(model, inputs)
+    output = _run(model.base_model, model, inputs)
     return Encoded(output.last_hidden_state, getattr(output, "pooler_output", None), reach)
 
 
-def _body(model: PreTrainedModel, inputs: dict[str, Tensor], **options: Any) -> Any:
-    """The output of the body. Inputs may hold `STATES`, what the blocks below a cut made of them: then `model` is the tail's."""
-    body = model.base_model
+def _run(module: nn.Module, model: PreTrainedModel, inputs: dict[str, Tensor], **options: Any) -> Any:
+    """The output of the model, or of its body. Inputs may hold `STATES`, what the blocks below a cut made of them: then `model` is the tail's."""
     plain = {name: value for name, value in inputs.items() if name != STATES}
     # In fp32, as blocks hand them on outside a cache, whatever they were stored in.
     with model.fed(inputs[STATES].float()) if STATES in inputs else nullcontext():
-        return body(**plain, **options, **_no_cache(body))
+        return module(**plain, **options, **_no_cache(module))
 
 
 def hidden_states(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
@@ -172,7 +171,7 @@ def answers(model: PreTrainedModel, group: int = 1, **inputs: Tensor) -> Tensor:
     """
     if FEATURES in inputs:
         return _pooled_answers(model, inputs[FEATURES], group)
-    inputs = _segments(model, inputs)
+    inputs = fitting(model, inputs)
     if pooled_head(model) is None:
         return _family_answers(model, inputs)
     vectors, _ = _vectors(model, inputs)
@@ -181,22 +180,22 @@ def answers(model: PreTrainedModel, group: int = 1, **inputs: Tensor) -> Tensor:
 
 def answers_and_words(model: PreTrainedModel, labels: Tensor, group: int = 1, **inputs: Tensor) -> tuple[Tensor, Tensor]:
     """`answers`, and the sum of next-token losses at `labels` (B, T), from one pass of the body."""
-    vectors, states = _vectors(model, _segments(model, inputs))
+    vectors, states = _vectors(model, fitting(model, inputs))
     return _pooled_answers(model, vectors, group), vocabulary_loss(model, Encoded(states, None, reach(model)), labels)
 
 
 def vectors(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
     """Pooled vectors (B, hidden states, W) in fp32, as the model's pooled head reads them."""
-    return _vectors(model, _segments(model, inputs))[0]
+    return _vectors(model, fitting(model, inputs))[0]
 
 
 def _vectors(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """(pooled vectors, last hidden state)."""
     head = pooled_head(model)
     assert head is not None
-    last = head.states == (model.config.num_hidden_layers,)
-    output = _body(model, inputs, **({} if last else {"output_hidden_states": True}))
-    states = [output.last_hidden_state] if last else [output.hidden_states[number] for number in head.states]
+    last = int(model.config.num_hidden_layers)
+    output = _run(model.base_model, model, inputs, **({} if head.states == (last,) else {"output_hidden_states": True}))
+    states = [output.last_hidden_state if number == last else output.hidden_states[number] for number in head.states]
     mask, by_pooler = inputs.get("attention_mask"), getattr(output, "pooler_output", None)
     return torch.stack([pool(state, mask, head.pooling, by_pooler) for state in states], 1), output.last_hidden_state
 
@@ -208,18 +207,23 @@ def _pooled_answers(model: PreTrainedModel, vectors: Tensor, group: int) -> Tens
 
 
 def _family_answers(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """The family's own head, which finds the last token by the mask here, and not by the padding's id."""
-    if model.config.is_encoder_decoder:
-        logits: Tensor = model(**inputs).logits
-        return logits.float()
-    encoded, mask = encode(model, Reach.whole, **inputs), inputs.get("attention_mask")
-    if "score" in model._modules:  # decoders: scores of every token, of which the last one counts
-        encoded, mask = encoded._replace(states=last_token(encoded.states, mask)[:, None]), None
-    logits = _over(model, encoded, mask)().logits
+    """The family's own head. A decoder's is asked for the last token by the mask: its own forward looks for the padding's id."""
+    if "score" in model._modules and not model.config.is_encoder_decoder:
+        encoded = encode(model, Reach.whole, **inputs)
+        encoded = encoded._replace(states=last_token(encoded.states, inputs.get("attention_mask"))[:, None])
+        logits: Tensor = _over(model, encoded)().logits
+    else:
+        logits = _run(model, model, _with_padding(model, inputs)).logits
     return logits.float()
 
 
-def _segments(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_padding(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs whose padding is the family's own id: some heads look for it (CTRL), or count what is like the last token (T5)."""
+    pad, mask = model.config.pad_token_id, inputs.get("attention_mask")
+    return inputs if pad is None or mask is None else {**inputs, "input_ids": inputs["input_ids"].masked_fill(mask == 0, pad)}
+
+
+def fitting(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Inputs without segment ids where a family has no embeddings for two of them. GPT-2 would add those of tokens 0 and 1."""
     if getattr(model.config, "type_vocab_size", 0) >= 2:
         return inputs
@@ -256,14 +260,13 @@ class _ReachedError(Exception):
     pass
 
 
-def _over(model: PreTrainedModel, encoded: Encoded, mask: Tensor | None = None) -> Callable[[], Any]:
+def _over(model: PreTrainedModel, encoded: Encoded) -> Callable[[], Any]:
     """The model's forward with its body's work done: a shallow twin that shares every other module."""
     twin = copy.copy(model)
     vars(twin)["_modules"] = {**model._modules, model.base_model_prefix: _Given(model.base_model, encoded)}
     # An id that is no padding: some heads look for it.
     ids = torch.full(encoded.states.shape[:2], int(model.config.pad_token_id == 0), dtype=torch.long, device=encoded.states.device)
-    masked = {} if mask is None else {"attention_mask": mask}
-    return lambda: twin(input_ids=ids, **masked, **_no_cache(model))
+    return lambda: twin(input_ids=ids, **_no_cache(model))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

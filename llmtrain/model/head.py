@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -166,9 +166,22 @@ def read(folder: Path) -> PooledHead | None:
     try:
         about = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
         weights = safetensors.torch.load((folder / FILES[1]).read_bytes())
-        outputs = Outputs(len(weights["bias"]), tuple(map(str, about["classes"])))
-        head = PooledHead(int(about["width"]), outputs, pooling=Pooling[about["pooling"]], states=[int(s) for s in about["states"]])
-        head.load_state_dict({**head.state_dict(), **weights})
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        head = _made(about, weights)
+    except (OSError, ArithmeticError, ValueError, LookupError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder / FILES[0]}: not the head of a task: {type(error).__name__}", fix="take the folder anew") from error
+    return head
+
+
+def _made(about: Any, weights: dict[str, Tensor]) -> PooledHead:
+    """The head of what its files say. Raises what Python raises where they say nonsense."""
+    names = about["classes"]
+    outputs, states = Outputs(len(weights["bias"]), tuple(names)), [int(number) for number in about["states"]]
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and len(names) in (0, outputs.number) and outputs.number):
+        raise ValueError(f"{len(names)} classes, {outputs.number} answers")
+    if about["pooling"] == Pooling.auto.value or not states or min(states) < 0:
+        raise ValueError("no pooling, or no states")
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise ValueError("a weight is not a number")
+    head = PooledHead(int(about["width"]), outputs, pooling=Pooling[about["pooling"]], states=states)
+    head.load_state_dict({**head.state_dict(), **weights})
     return head

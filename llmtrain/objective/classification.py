@@ -40,6 +40,7 @@ class Classification(Objective):
     head: ClassVar[Head] = Head.task
     attention: ClassVar[Attention | None] = None
     static: ClassVar[bool] = True
+    inputs: ClassVar[tuple[str, ...]] = ("ids", "cuts")
     terms: ClassVar[tuple[str, ...]] = ("class", "lm")
     shortest: ClassVar[int] = tasks.SHORTEST
     tokens: ClassVar[tuple[str, ...]] = ("start", "separator")
@@ -90,7 +91,7 @@ class Classification(Objective):
         if self.balanced:
             labels["weight"] = torch.tensor([e["weight"] for e in examples], dtype=torch.float32)
         counts = {"class": int((labels["class"] != IGNORED).sum()), "lm": 0}
-        batch = tasks.batch(examples, [tasks.sequences(e, self.symmetric) for e in examples], labels, counts, vocabulary)
+        batch = tasks.batch(examples, tasks.asked(examples, self.symmetric), labels, counts, vocabulary)
         if self.asks_words:
             batch.labels["lm"], batch.counts["lm"] = tasks.following(batch.inputs)
         return batch

@@ -38,6 +38,7 @@ class Regression(Objective):
     head: ClassVar[Head] = Head.task
     attention: ClassVar[Attention | None] = None
     static: ClassVar[bool] = True
+    inputs: ClassVar[tuple[str, ...]] = ("ids", "cuts")
     terms: ClassVar[tuple[str, ...]] = ("score",)
     shortest: ClassVar[int] = tasks.SHORTEST
     tokens: ClassVar[tuple[str, ...]] = ("start", "separator")
@@ -81,7 +82,7 @@ class Regression(Objective):
 
         labels = torch.tensor([e["score"] for e in examples], dtype=torch.float32)
         counts = {"score": int((~labels.isnan()).sum())}
-        return tasks.batch(examples, [tasks.sequences(e, self.symmetric) for e in examples], {"score": labels}, counts, vocabulary)
+        return tasks.batch(examples, tasks.asked(examples, self.symmetric), {"score": labels}, counts, vocabulary)
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         from llmtrain.model import forward

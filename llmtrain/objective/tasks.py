@@ -218,6 +218,11 @@ def sequences(example: dict[str, Any], symmetric: bool = False) -> list[list[np.
     return [order for pair in found for order in (pair, pair[::-1])] if symmetric else found
 
 
+def asked(examples: list[dict[str, Any]], symmetric: bool = False) -> list[list[list[np.ndarray]]] | None:
+    """The sequences of each example; None where the examples come without ids, since their vectors are stored."""
+    return [sequences(e, symmetric) for e in examples] if "ids" in examples[0] else None
+
+
 def framed(segments: list[np.ndarray], vocabulary: Vocabulary) -> masking.Row:
     """[CLS] A [SEP], or [CLS] A [SEP] B [SEP] with its segment ids."""
     import numpy as np
@@ -233,16 +238,19 @@ def framed(segments: list[np.ndarray], vocabulary: Vocabulary) -> masking.Row:
 
 
 def batch(
-    examples: list[dict[str, Any]], asked: list[list[list[np.ndarray]]], labels: dict[str, torch.Tensor], counts: dict[str, int], vocabulary: Vocabulary
+    examples: list[dict[str, Any]], asked: list[list[list[np.ndarray]]] | None, labels: dict[str, torch.Tensor], counts: dict[str, int], vocabulary: Vocabulary
 ) -> Batch:
     """A batch whose rows are the sequences of all samples in order, right-padded (sequences, T).
 
     Args:
-        asked: the sequences of each example.
+        asked: the sequences of each example; None: no inputs are made.
     """
+    samples = [int(e["sample"]) for e in examples]
+    if asked is None:
+        return Batch({}, labels, counts, {"tokens": sum(int(e["length"]) for e in examples)}, samples)
     rows = [framed(segments, vocabulary) for of in asked for segments in of]
     sizes = {"tokens": sum(len(row.inputs) for row in rows)}
-    return Batch(masking.padded(rows), labels, counts, sizes, [int(e["sample"]) for e in examples])
+    return Batch(masking.padded(rows), labels, counts, sizes, samples)
 
 
 def following(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:

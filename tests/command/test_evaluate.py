@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 
 from llmtrain.cli import main
 from llmtrain.data import tokenizer as tokens
-from tests.conftest import ANSWERS, TINY, realdata, tiny
+from tests.conftest import ANSWERS, TINY, TINY_FINETUNE, Pretrained, realdata, tiny
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +293,109 @@ def test_a_model_with_both_heads_has_the_numbers_of_both_and_a_pseudo_perplexity
     assert numbers["loss"] == pytest.approx(numbers["masked_lm_loss"] + numbers["sentence_order_loss"], rel=1e-6)
     assert numbers["sentence_order_targets"] == 5
     assert numbers["pseudo_perplexity_tokens"] == 20
+
+
+# --- a finetuned model ----------------------------------------------------------------------------------------------
+
+FINETUNED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "classes": ("bert", ("objective=classification", "finetune=features")),
+    "the familys head": ("gpt", ("objective=classification", "finetune=full", "model.head=family")),
+    "scores": ("bert", ("objective=regression", "data.pairs=true", "finetune=full")),
+    "choices": ("gpt", ("objective=multiple_choice", "finetune=full")),
+    "words": ("gpt", ("objective=next_token", "finetune=full", "objective.packing=false")),
+}
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory: pytest.TempPathFactory, pretrained: Pretrained) -> Callable[[str], Path]:
+    """Tiny finetuned runs, made when they are first asked for: finetuned("classes") → its folder."""
+    folder = tmp_path_factory.mktemp("finetuned")
+
+    def run(name: str) -> Path:
+        of, overrides = FINETUNED[name]
+        if not (folder / name).exists():
+            given = tiny(*overrides, "trainer.max_steps=3", "checkpoint.every_steps=null", "optimizer.lr=0.02", "checkpoint.export=last", base=TINY_FINETUNE)
+            assert main(["finetune", *given, f"model.checkpoint={pretrained(of)}", f"output_dir={folder / name}"]) == 0
+        return folder / name
+
+    return run
+
+
+@pytest.mark.parametrize("name", FINETUNED)
+def test_a_finetuned_run_has_the_same_numbers_every_time_and_those_of_its_end(
+    finetuned: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    # With the settings of `evaluate` alone: whose head it is, the folder says.
+    evaluate = Evaluate(finetuned(name), tmp_path, capsys)
+    first, second = evaluate(), evaluate()
+    assert first == second
+    trained = json.loads((finetuned(name) / "run.json").read_text())
+    assert {metric: first[metric] for metric in trained["validation"]} == pytest.approx(trained["validation"], rel=1e-5)
+    references = {metric: value for metric, value in trained["references"].items() if isinstance(value, float)}
+    assert {metric: first[metric] for metric in references} == pytest.approx(references)
+
+
+@pytest.mark.parametrize("name", FINETUNED)
+def test_the_batch_size_changes_no_number_of_a_finetuned_run(
+    finetuned: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    evaluate = Evaluate(finetuned(name), tmp_path, capsys)
+    one, many = evaluate("batch_size=1"), evaluate("batch_size=64")
+    assert {metric: value for metric, value in many.items() if metric not in ("model", "split")} == pytest.approx(
+        {metric: value for metric, value in one.items() if metric not in ("model", "split")}, rel=1e-5, abs=1e-6
+    )
+
+
+def test_the_splits_of_a_finetuned_run_are_told_apart(finetuned: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate = Evaluate(finetuned("classes"), tmp_path, capsys)
+    numbers = {split: evaluate(f"split={split}") for split in ("train", "validation", "test")}
+    assert len({n["loss"] for n in numbers.values()}) == 3
+    assert len({n["class_targets"] for n in numbers.values()}) > 1
+    assert all("majority_accuracy" in n for n in numbers.values())
+    assert "test split" in evaluate.said
+
+
+def rows_of(folder: Path, *labels: str) -> list[str]:
+    for name in ("train", "test"):
+        (folder / f"{name}.csv").write_text("text,label\n" + "".join(f"the {name} fox {i},{labels[i % len(labels)]}\n" for i in range(8)))
+    return ["data=text", f"data.train={folder / 'train.csv'}", f"data.test={folder / 'test.csv'}", "split=test", "data.max_length=24"]
+
+
+@pytest.mark.parametrize("name", ["classes", "the familys head"])
+def test_a_head_of_other_classes_than_the_data_exits_4_with_both(
+    finetuned: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = finetuned(name)
+    capsys.readouterr()
+    assert main(["evaluate", f"model.checkpoint={run}", *rows_of(tmp_path, "no", "yes"), "device=cpu", "threads=1"]) == 4
+    assert "classes of the head: animal, outdoors, thing; of the data: no, yes" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", ["classes", "the familys head"])
+def test_other_data_with_the_same_classes_is_evaluated(finetuned: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    numbers = Evaluate(finetuned(name), tmp_path, capsys)(*rows_of(tmp_path, "animal", "thing", "outdoors"))
+    assert numbers["class_targets"] == 8
+
+
+def test_a_model_without_a_head_of_a_task_is_sent_to_finetune(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", f"model.checkpoint={run}", "objective=classification", *rows_of(tmp_path, "no", "yes"), "device=cpu", "threads=1"]) == 4
+    assert "fix: train one first: llmtrain finetune" in capsys.readouterr().err
+
+
+def test_a_class_that_the_test_split_lacks_changes_no_other(finetuned: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = rows_of(tmp_path, "animal", "thing", "outdoors")
+    (tmp_path / "test.csv").write_text("text,label\nmy quick fox jumps,outdoors\n")
+    numbers = Evaluate(finetuned("classes"), tmp_path, capsys)(*given)
+    probability = answer_of(finetuned("classes"), "my quick fox jumps", "outdoors", capsys)
+    assert numbers["loss"] == pytest.approx(-math.log(probability), rel=1e-4)
+
+
+def answer_of(run: Path, text: str, label: str, capsys: pytest.CaptureFixture[str]) -> float:
+    """The probability of a label, as `predict` gives it."""
+    capsys.readouterr()
+    assert main(["predict", f"model.checkpoint={run}", f"text='{text}'", "device=cpu", "threads=1"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    return float(json.loads(line)[f"probability_{label}"])
 
 
 @pytest.mark.realdata

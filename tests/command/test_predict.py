@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForMaskedLM, BertForNextSentencePrediction, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from llmtrain.cli import main
 from llmtrain.data import tokenizer as tokens
-from tests.conftest import ANSWERS, TINY, tiny
+from llmtrain.model import head as heads
+from llmtrain.model.base import Pooling
+from llmtrain.objective import tasks
+from tests.conftest import ANSWERS, TINY, TINY_FINETUNE, Pretrained, tiny
 
 ON = ("threads=1", "device=cpu")
 
@@ -303,3 +317,264 @@ def test_a_pair_stands_in_the_frame_that_the_model_was_trained_on(predict: Predi
 def test_a_text_that_spells_a_special_token_is_only_text(predict: Predict, run: Path) -> None:
     # The toy tokenizer has no brackets: each is unknown.
     assert predict(run, "text=the [SEP] [MASK]")["places"] == predict(run, "text=the {SEP} [MASK]")["places"]
+
+
+# --- a finetuned model ----------------------------------------------------------------------------------------------
+
+TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "classes": ("bert", ("objective=classification", "finetune=features", "finetune.states=all")),
+    "classes of a gpt": ("gpt", ("objective=classification", "finetune=last_layers", "finetune.blocks=1")),
+    "the familys head": ("bert", ("objective=classification", "finetune=full", "model.head=family")),
+    "the familys head of a gpt": ("gpt", ("objective=classification", "finetune=full", "model.head=family")),
+    "pairs": ("bert", ("objective=classification", "data.pairs=true", "objective.symmetric=true", "finetune=full")),
+    "scores": ("bert", ("objective=regression", "finetune=full")),
+    "choices": ("gpt", ("objective=multiple_choice", "finetune=full")),
+}
+SENTENCES = ["the quick fox jumps over a lazy dog .", "my green tree", 'a "loud" bell, it rings', "naïve 🙂", "the", " ".join(["that old man talks ."] * 9)]
+
+
+class Finetuned:
+    """Tiny finetuned runs, made when they are first asked for: finetuned("pairs") → its folder."""
+
+    def __init__(self, folder: Path, pretrained: Pretrained) -> None:
+        self.folder, self.pretrained = folder, pretrained
+
+    def __call__(self, name: str) -> Path:
+        run = self.folder / name
+        if not run.exists():
+            of, overrides = TASKS[name]
+            given = tiny(*overrides, "trainer.max_steps=3", "checkpoint.every_steps=null", "optimizer.lr=0.02", base=TINY_FINETUNE)
+            assert main(["finetune", *given, f"model.checkpoint={self.pretrained(of)}", f"output_dir={run}"]) == 0
+        return run
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory: pytest.TempPathFactory, pretrained: Pretrained) -> Finetuned:
+    return Finetuned(tmp_path_factory.mktemp("finetuned"), pretrained)
+
+
+def asked(name: str) -> list[dict[str, Any]]:
+    """Rows that a run of this name answers."""
+    rows: list[dict[str, Any]] = [{"id": i, "text": text} for i, text in enumerate(SENTENCES)]
+    if name == "pairs":
+        rows = [{**row, "second": SENTENCES[-1 - i]} for i, row in enumerate(rows)]
+    return [{**row, "choices": SENTENCES[: 2 + i % 3]} for i, row in enumerate(rows)] if name == "choices" else rows
+
+
+class Answers:
+    """`llmtrain predict` on a file of rows: answers(name, *overrides) → the records that it wrote."""
+
+    def __init__(self, finetuned: Finetuned, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.finetuned, self.folder, self.capsys = finetuned, folder, capsys
+
+    def __call__(self, name: str, *overrides: str, kind: str = "jsonl") -> list[dict[str, Any]]:
+        file, output = self.folder / "rows.jsonl", self.folder / f"out.{kind}"
+        file.write_text("".join(json.dumps(row) + "\n" for row in asked(name)))
+        assert main(["predict", f"model.checkpoint={self.finetuned(name)}", f"file={file}", f"output={output}", *ON, *overrides]) == 0
+        assert f"{len(asked(name))} answers: {output}" in " ".join(self.capsys.readouterr().out.split())
+        if kind == "csv":
+            with output.open(newline="", encoding="utf-8") as opened:
+                return list(csv.DictReader(opened))
+        return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def answers(finetuned: Finetuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Answers:
+    return Answers(finetuned, tmp_path, capsys)
+
+
+def framed(run: Path, row: dict[str, Any], order: int = 1) -> list[dict[str, torch.Tensor]]:
+    """The sequences of a row as the model reads them, each a batch of its own: [CLS] A [SEP] B [SEP]."""
+    tokenizer = tokens.load(str(run / "final"))
+    words = tokens.vocabulary(tokenizer)
+    segments = [[row["text"], choice] for choice in row["choices"]] if "choices" in row else [[row["text"], *([row["second"]] if "second" in row else [])]]
+    found = []
+    for texts in segments:
+        parts = tasks.fitted(tokens.encode(tokenizer, texts)[::order], 24)  # the longest sequence of these runs
+        ids, types = [words.start], [0]
+        for number, part in enumerate(parts):
+            ids += [*part, words.separator]
+            types += [number] * (len(part) + 1)
+        found.append({"input_ids": torch.tensor([ids]), **({"token_type_ids": torch.tensor([types])} if len(parts) > 1 else {})})
+    return found
+
+
+def by_hand(name: str, run: Path, row: dict[str, Any]) -> torch.Tensor:
+    """The logits of a row: transformers' own model, and our head where it is ours."""
+    if "familys" in name:
+        with torch.no_grad():
+            return AutoModelForSequenceClassification.from_pretrained(run / "final").eval()(**framed(run, row)[0]).logits[0]  # type: ignore[no-any-return]
+    body, head = AutoModel.from_pretrained(run / "final").eval(), heads.read(run / "final")
+    assert head is not None
+
+    def vector(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        plain = inputs if "gpt" not in type(body).__name__.lower() else {"input_ids": inputs["input_ids"]}
+        with torch.no_grad():
+            states = body(**plain, output_hidden_states=True).hidden_states
+        assert head.pooling in (Pooling.mean, Pooling.last)
+        return torch.stack([states[n][:, -1] if head.pooling is Pooling.last else states[n].mean(1) for n in head.states], 1)
+
+    orders = (1, -1) if name == "pairs" else (1,)
+    with torch.no_grad():
+        return torch.cat([head(sum(map(vector, both)))[0] for both in zip(*(framed(run, row, order) for order in orders), strict=True)])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_answers_are_those_of_the_model_opened_with_transformers_in_the_order_of_the_rows(answers: Answers, finetuned: Finetuned, name: str) -> None:
+    found = answers(name)
+    run = finetuned(name)
+    assert len(found) == len(SENTENCES)
+    for row, record in zip(asked(name), found, strict=True):
+        assert {key: record[key] for key in row} == row
+        logits = by_hand(name, run, row)
+        if name == "scores":
+            assert record["predicted_score"] == pytest.approx(float(logits[0]), rel=1e-4)
+            continue
+        shares = {key.removeprefix("probability_"): value for key, value in record.items() if key.startswith("probability_")}
+        assert list(shares) == (["animal", "outdoors", "thing"] if name != "choices" else [str(i) for i in range(len(row["choices"]))])
+        assert list(shares.values()) == pytest.approx(logits.softmax(-1).tolist(), abs=1e-5)
+        best = list(shares)[int(logits.argmax())]
+        assert str(record["predicted_choice" if name == "choices" else "predicted_label"]) == best
+        assert name == "choices" or record["probability"] == shares[best]
+    assert len({json.dumps(record) for record in found}) == len(found)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_answers_do_not_depend_on_the_batch_size(answers: Answers, name: str) -> None:
+    def numbers(size: int) -> list[float]:
+        return [value for record in answers(name, f"batch_size={size}") for value in record.values() if isinstance(value, float)]
+
+    one = numbers(1)
+    assert one
+    assert numbers(4) == pytest.approx(one, abs=1e-5)
+
+
+def test_csv_holds_what_jsonl_holds(answers: Answers) -> None:
+    lines, table = answers("classes"), answers("classes", kind="csv")
+    assert [list(row) for row in table] == [list(record) for record in lines]
+    assert [[row[name] for name in ("id", "text", "predicted_label")] for row in table] == [
+        [str(record["id"]), record["text"], record["predicted_label"]] for record in lines
+    ]
+    assert [float(row["probability_animal"]) for row in table] == pytest.approx([record["probability_animal"] for record in lines])
+
+
+def test_h16_a_text_that_a_spreadsheet_would_run_is_harmless_in_csv(finetuned: Finetuned, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('text,note\n"=1+1","@x"\n')
+    given = [f"file={tmp_path / 'rows.csv'}", f"output={tmp_path / 'out.csv'}"]
+    assert main(["predict", f"model.checkpoint={finetuned('classes')}", *given, *ON]) == 0
+    assert "\n'=1+1,'@x," in (tmp_path / "out.csv").read_text()
+
+
+def test_the_label_that_a_row_came_with_is_kept_beside_the_answer(finetuned: Finetuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\nthe quick fox,unknown\n")
+    assert main(["predict", f"model.checkpoint={finetuned('classes')}", f"file={tmp_path / 'rows.csv'}", *ON]) == 0
+    (record,) = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert record["label"] == "unknown"
+    assert record["predicted_label"] in ("animal", "outdoors", "thing")
+
+
+def test_a_text_a_file_and_standard_input_have_the_same_answer(
+    answers: Answers, finetuned: Finetuned, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {key: value for key, value in answers("classes")[0].items() if key != "id"}
+    run, text = f"model.checkpoint={finetuned('classes')}", SENTENCES[0]
+    (tmp_path / "texts.txt").write_text(f"{text}\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{text}\n" + json.dumps({"text": text}) + "\n"))
+    capsys.readouterr()
+    for given in (f"text='{text}'", f"file={tmp_path / 'texts.txt'}", "file=-"):
+        assert main(["predict", run, given, *ON]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert len(found) == 4
+    for record in found:
+        assert record == {key: value if not isinstance(value, float) else pytest.approx(value, abs=1e-5) for key, value in expected.items()}
+
+
+def test_the_answer_to_a_text_may_be_written_as_json(finetuned: Finetuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "answer.json"
+    assert main(["predict", f"model.checkpoint={finetuned('pairs')}", "text=the fox", "second=a dog", f"output={output}", *ON]) == 0
+    written = json.loads(output.read_text())
+    assert (written["text"], written["second"]) == ("the fox", "a dog")
+    assert json.dumps(written) in capsys.readouterr().out
+
+
+def test_lines_of_text_are_answered_whatever_the_column_was_called_in_training(
+    pretrained: Pretrained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = "".join(f"the {'fox' if i % 2 else 'tree'} number {i},{'animal' if i % 2 else 'plant'}\n" for i in range(40))
+    (tmp_path / "train.csv").write_text(f"review,kind\n{table}")
+    data = ["data=text", f"data.train={tmp_path / 'train.csv'}", "data.text_column=review", "data.label_column=kind", "data.validation_fraction=0.3"]
+    given = [
+        o for o in tiny("objective=classification", "trainer.max_steps=1", base=TINY_FINETUNE) if not o.startswith(("data=", "data.documents", "data.val"))
+    ]
+    assert main(["finetune", *given, *data, f"model.checkpoint={pretrained('bert')}", f"output_dir={tmp_path / 'run'}"]) == 0
+    (tmp_path / "texts.txt").write_text("the fox\n")
+    (tmp_path / "rows.csv").write_text("review\nthe fox\n")
+    capsys.readouterr()
+    for name in ("texts.txt", "rows.csv"):
+        assert main(["predict", f"model.checkpoint={tmp_path / 'run'}", f"file={tmp_path / name}", *ON]) == 0
+    one, other = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert one == other
+    assert one["review"] == "the fox"
+
+
+def test_an_answer_cannot_drive_a_terminal(finetuned: Finetuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "the fox \x1b[2J \u202e x"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    assert main(["predict", f"model.checkpoint={finetuned('classes')}", f"file={tmp_path / 'rows.jsonl'}", *ON]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert not {"\x1b", "\u202e"} & set(line)
+    assert json.loads(line)["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        (("file=ROWS.jsonl", "output=OUT.txt"), 3, "are not written"),
+        (("file=ROWS.jsonl", "output=OUT.json"), 3, "are not written"),
+        (("text=a", "output=OUT.txt"), 3, "are not written"),
+        (("file=NONE.csv",), 3, "no such file"),
+        (("file=ROWS.jsonl", "model.pooling=cls"), 2, "was trained on mean"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(
+    finetuned: Finetuned, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], code: int, said: str
+) -> None:
+    (tmp_path / "ROWS.jsonl").write_text('{"text": "the fox"}\n')
+    paths = [o.replace("=ROWS", f"={tmp_path}/ROWS").replace("=OUT", f"={tmp_path}/OUT").replace("=NONE", f"={tmp_path}/NONE") for o in given]
+    assert main(["predict", f"model.checkpoint={finetuned('classes')}", *paths, *ON]) == code
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert not captured.out
+    assert not list(tmp_path.glob("OUT*"))
+
+
+def test_a_text_alone_is_no_choice(finetuned: Finetuned, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", f"model.checkpoint={finetuned('choices')}", "text=a", *ON]) == 2
+    assert "chooses between texts" in capsys.readouterr().err
+
+
+def test_a_head_without_its_run_and_a_file_without_a_head_are_refused_with_the_way_out(
+    finetuned: Finetuned, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finetuned("classes") / "final", tmp_path / "final")
+    assert main(["predict", f"model.checkpoint={tmp_path / 'final'}", "text=a", *ON]) == 2
+    assert "give the run's own folder" in capsys.readouterr().err
+    (tmp_path / "rows.csv").write_text("text\na\n")
+    assert main(["predict", f"model.checkpoint={run}", f"file={tmp_path / 'rows.csv'}", *ON]) == 2
+    assert "llmtrain finetune trains one" in capsys.readouterr().err
+
+
+def test_final_of_a_run_stands_for_the_run(finetuned: Finetuned, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (finetuned("classes"), finetuned("classes") / "final"):
+        assert main(["predict", f"model.checkpoint={folder}", "text=the fox", *ON]) == 0
+    one, other = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert one == other
+
+
+@pytest.mark.parametrize("fault", ["head.safetensors", "head.json", "model.safetensors"])
+def test_c07_a_damaged_head_or_body_answers_nothing(finetuned: Finetuned, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str) -> None:
+    shutil.copytree(finetuned("classes"), tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    path = tmp_path / "run" / "final" / fault
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["predict", f"model.checkpoint={tmp_path / 'run'}", "text=a", *ON]) == 4
+    assert f"{fault} has" in capsys.readouterr().err

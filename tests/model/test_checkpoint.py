@@ -13,16 +13,34 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from omegaconf import OmegaConf
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from llmtrain import checkpoint as saved
 from llmtrain.cli import main
 from llmtrain.config import build
 from llmtrain.data import tokenizer as tokens
 from llmtrain.errors import CheckpointError, ConfigError
-from llmtrain.model.base import Attention, Head, Model
+from llmtrain.model import forward, head as heads
+from llmtrain.model.base import Attention, Head, Model, Outputs, Pooling, for_task, fresh
 from tests.conftest import TINY, realdata
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 IDS = torch.arange(3, 15)[None]
 GPT2 = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32}
 
@@ -49,8 +67,12 @@ def final(run: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def built(folder: Path | str, **settings: Any) -> Any:
+    return build({"kind": "checkpoint", "checkpoint": str(folder), "head": "pooled", "pooling": "auto", **settings}, Model, "model")
+
+
 def model_of(folder: Path | str) -> Any:
-    return build({"kind": "checkpoint", "checkpoint": str(folder)}, Model, "model")
+    return built(folder)
 
 
 def load(folder: Path | str, tokenizer: Any, resize: bool = False) -> Any:
@@ -375,3 +397,230 @@ def test_a_small_llama_is_loaded_with_its_logits(tmp_path: Path, tokenizer: Any)
 def test_a_real_llama_is_loaded_with_its_logits() -> None:
     folder = realdata("stories260k")
     assert torch.equal(logits(load(folder, tokens.load(str(folder)))), logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)))
+
+
+# --- heads of a task ------------------------------------------------------------------------------------------------
+
+CLASSES = Outputs(3, ("gut", 'sagt "nein"', "naïve 🙂"))
+SHAPE: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 32}
+
+
+def body_of(folder: Path, tokenizer: Any, model: type = BertForMaskedLM, seed: int = 3, **settings: Any) -> Path:
+    torch.manual_seed(seed)
+    model(BertConfig(**SHAPE, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **settings)).save_pretrained(folder)
+    return folder
+
+
+def sentences_of(folder: Path, tokenizer: Any, outputs: Outputs = CLASSES, model: type = BertForSequenceClassification) -> Path:
+    """A family's own model for sentences, with these classes."""
+    torch.manual_seed(4)
+    kind = {BertForSequenceClassification: BertConfig, RobertaForSequenceClassification: RobertaConfig}[model]
+    model(for_task(kind(**SHAPE, vocab_size=len(tokenizer)), outputs)).save_pretrained(folder)
+    return folder
+
+
+def pooled_of(folder: Path, tokenizer: Any, outputs: Outputs = CLASSES, **settings: Any) -> Path:
+    """A body with our head beside it."""
+    body_of(folder, tokenizer, BertModel)
+    torch.manual_seed(5)
+    worn = heads.PooledHead(16, outputs, **{"pooling": Pooling.max, "states": (0, 1), **settings})
+    with torch.no_grad():
+        worn.bias.normal_()
+    heads.save(worn, folder)
+    return folder
+
+
+def task_of(folder: Path, tokenizer: Any, outputs: Outputs | None = None, new_head: bool = False, words: bool = False, **settings: Any) -> Any:
+    return built(folder, **settings).load(tokenizer, Head.task, resize=False, new_head=new_head, outputs=outputs, words=words).eval()
+
+
+def answers(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return forward.answers(model, input_ids=IDS)
+
+
+def test_the_familys_own_head_is_loaded_with_its_logits_and_classes(tmp_path: Path, tokenizer: Any) -> None:
+    model = task_of(sentences_of(tmp_path, tokenizer), tokenizer)
+    theirs = BertForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(answers(model), logits(theirs))
+    assert tuple(model.config.id2label.values()) == CLASSES.names
+    assert fresh(model) == frozenset()
+
+
+def test_our_head_is_loaded_beside_its_body_with_its_answers_and_classes(tmp_path: Path, tokenizer: Any) -> None:
+    model = task_of(pooled_of(tmp_path, tokenizer), tokenizer)
+    worn, saved = heads.pooled_head(model), heads.read(tmp_path)
+    assert worn is not None
+    assert saved is not None
+    assert worn.outputs == CLASSES
+    with torch.no_grad():
+        output = BertModel.from_pretrained(tmp_path).eval()(IDS, output_hidden_states=True)
+        expected = saved(torch.stack([state.amax(1) for state in output.hidden_states], 1))
+    assert torch.allclose(answers(model), expected, rtol=1e-5, atol=1e-6)
+    assert fresh(model) == frozenset()
+
+
+@pytest.mark.parametrize("make", [sentences_of, pooled_of])
+@pytest.mark.parametrize("outputs", [CLASSES, Outputs(2, ("no", "yes")), Outputs(1)])
+def test_where_no_head_may_be_new_the_saved_one_is_read_whatever_the_settings_say(
+    tmp_path: Path, tokenizer: Any, make: Callable[..., Path], outputs: Outputs
+) -> None:
+    # As `llmtrain evaluate` asks: with the classes of its data, and with a config that was not the run's.
+    folder = make(tmp_path, tokenizer, outputs)
+    for head in ("pooled", "family"):
+        assert torch.equal(answers(task_of(folder, tokenizer, outputs, head=head)), answers(task_of(folder, tokenizer)))
+
+
+@pytest.mark.parametrize("make", [sentences_of, pooled_of])
+@pytest.mark.parametrize("outputs", [Outputs(2, ("gut", "schlecht")), Outputs(3, ("gut", "naïve 🙂", 'sagt "nein"')), Outputs(1)])
+def test_a_head_of_other_classes_is_refused_with_both(tmp_path: Path, tokenizer: Any, make: Callable[..., Path], outputs: Outputs) -> None:
+    folder = make(tmp_path, tokenizer)
+    with pytest.raises(CheckpointError, match="no head for these answers") as caught:
+        task_of(folder, tokenizer, outputs)
+    assert caught.value.exit_code == 4
+    assert f"of the head: {', '.join(CLASSES.names)}; of the data: {', '.join(outputs.names) or 'a number'}" in str(caught.value.allowed)
+
+
+@pytest.mark.parametrize("model", [BertForMaskedLM, BertModel])
+def test_a_task_is_refused_where_no_head_was_trained(tmp_path: Path, tokenizer: Any, model: type) -> None:
+    folder = body_of(tmp_path, tokenizer, model)
+    assert not model_of(folder).has_head
+    for outputs in (None, CLASSES):
+        with pytest.raises(CheckpointError, match="no head") as caught:
+            task_of(folder, tokenizer, outputs)
+        assert "llmtrain finetune" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("make", [sentences_of, pooled_of])
+def test_a_folder_with_a_head_says_so(tmp_path: Path, tokenizer: Any, make: Callable[..., Path]) -> None:
+    assert model_of(make(tmp_path, tokenizer)).has_head
+
+
+@pytest.mark.parametrize("kind", [BertForSequenceClassification, RobertaForSequenceClassification])
+def test_a_familys_head_starts_anew_as_a_whole_where_it_answered_another_question(tmp_path: Path, tokenizer: Any, kind: type) -> None:
+    folder = sentences_of(tmp_path, tokenizer, model=kind)
+    saved = dict(kind.from_pretrained(folder).named_parameters())  # type: ignore[attr-defined]
+    outer = {name for name in saved if name.startswith("classifier.")}
+    torch.manual_seed(6)
+    for outputs in (Outputs(3, ("a", "b", "c")), Outputs(2, ("a", "b"))):
+        model = task_of(folder, tokenizer, outputs, new_head=True, head="family")
+        now = dict(model.named_parameters())
+        assert fresh(model) == outer
+        assert not any(now[name].shape == saved[name].shape and torch.equal(now[name], saved[name]) for name in outer if name.endswith("weight"))
+        assert all(torch.equal(now[name], saved[name]) for name in saved.keys() - outer)
+        assert tuple(model.config.id2label.values()) == outputs.names
+        assert model.config.label2id == {name: i for i, name in enumerate(outputs.names)}
+
+
+@pytest.mark.parametrize("make", [sentences_of, pooled_of])
+def test_a_head_that_answers_the_same_question_is_gone_on_with(tmp_path: Path, tokenizer: Any, make: Callable[..., Path]) -> None:
+    folder = make(tmp_path, tokenizer)
+    model = task_of(folder, tokenizer, CLASSES, new_head=True, head="family" if make is sentences_of else "pooled")
+    assert fresh(model) == frozenset()
+    assert torch.equal(answers(model), answers(task_of(folder, tokenizer)))
+
+
+def test_our_head_of_other_classes_is_left_off_where_a_new_one_may_be(tmp_path: Path, tokenizer: Any) -> None:
+    model = task_of(pooled_of(tmp_path, tokenizer), tokenizer, Outputs(2, ("a", "b")), new_head=True)
+    assert heads.pooled_head(model) is None
+
+
+def test_a_new_familys_head_on_a_language_model_is_said_to_be_fresh(tmp_path: Path, tokenizer: Any) -> None:
+    model = task_of(body_of(tmp_path, tokenizer), tokenizer, CLASSES, new_head=True, head="family")
+    assert fresh(model) == {"classifier.weight", "classifier.bias", "bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    assert torch.equal(model.bert.embeddings.word_embeddings.weight, BertForMaskedLM.from_pretrained(tmp_path).bert.embeddings.word_embeddings.weight)
+
+
+@pytest.mark.parametrize("pooling", ["auto", "mean", "cls"])
+def test_a_pooler_that_the_weights_lack_is_left_out(tmp_path: Path, tokenizer: Any, pooling: str) -> None:
+    model = task_of(body_of(tmp_path, tokenizer), tokenizer, CLASSES, new_head=True, pooling=pooling)
+    assert model.pooler is None
+    assert not any("pooler" in name for name in model.state_dict())
+    assert fresh(model) == frozenset()
+
+
+def test_a_pooler_that_is_asked_for_and_lacking_is_fresh_and_one_that_is_there_is_kept(tmp_path: Path, tokenizer: Any) -> None:
+    new = task_of(body_of(tmp_path / "lm", tokenizer), tokenizer, CLASSES, new_head=True, pooling="pooler")
+    assert fresh(new) == {"pooler.dense.weight", "pooler.dense.bias"}
+    there = task_of(body_of(tmp_path / "body", tokenizer, BertModel), tokenizer, CLASSES, new_head=True)
+    assert torch.equal(there.pooler.dense.weight, BertModel.from_pretrained(tmp_path / "body").pooler.dense.weight)
+    assert fresh(there) == frozenset()
+
+
+def test_rows_for_new_tokens_are_fresh(run: Path, tmp_path: Path, tokenizer: Any) -> None:
+    assert fresh(load(run, larger(tokenizer, tmp_path), resize=True)) == {"embeddings: the new rows"}
+    assert fresh(load(run, tokenizer)) == frozenset()
+
+
+def test_c08_weights_of_another_architecture_are_refused_for_a_task_too(run: Path, final: Path, tokenizer: Any) -> None:
+    set_config(final, model_type="bert", num_hidden_layers=2)
+    for head in ("pooled", "family"):
+        with pytest.raises(CheckpointError, match=r"tensors of Bert\w+ are missing"):
+            task_of(final, tokenizer, CLASSES, new_head=True, head=head)
+
+
+@pytest.mark.parametrize(("fault", "code"), [(pickled, 4), (with_code, 2), (cut(100), 4)], ids=["C12", "H08", "C07"])
+def test_c12_h08_nothing_of_a_folder_with_a_head_is_run(tmp_path: Path, tokenizer: Any, fault: Fault, code: int) -> None:
+    folder = pooled_of(tmp_path, tokenizer)
+    fault(folder)
+    with pytest.raises((CheckpointError, ConfigError)) as caught:
+        task_of(folder, tokenizer)
+    assert caught.value.exit_code == code
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(("width", "states"), [(17, (1,)), (16, (0, 2))])
+def test_a_head_that_does_not_fit_its_body_is_refused(tmp_path: Path, tokenizer: Any, width: int, states: tuple[int, ...]) -> None:
+    body_of(tmp_path, tokenizer, BertModel)
+    heads.save(heads.PooledHead(width, CLASSES, pooling=Pooling.mean, states=states), tmp_path)
+    with pytest.raises(CheckpointError, match=r"head\.json: reads states of"):
+        task_of(tmp_path, tokenizer)
+
+
+def test_a_damaged_head_file_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    folder = pooled_of(tmp_path, tokenizer)
+    (folder / "head.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="not the head of a task"):
+        task_of(folder, tokenizer)
+
+
+def test_another_pooling_than_the_heads_own_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    folder = pooled_of(tmp_path, tokenizer)
+    with pytest.raises(ConfigError, match="was trained on max") as caught:
+        task_of(folder, tokenizer, pooling="mean")
+    assert caught.value.fix == "model.pooling=auto"
+    assert heads.pooled_head(task_of(folder, tokenizer, pooling="max")) is not None
+
+
+def test_a_body_may_keep_its_language_models_head(run: Path, tokenizer: Any) -> None:
+    model = task_of(run, tokenizer, CLASSES, new_head=True, words=True)
+    assert torch.equal(logits(model), logits(load(run, tokenizer)))
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert not hasattr(task_of(run, tokenizer, CLASSES, new_head=True), "lm_head")
+
+
+def test_our_head_on_a_model_of_two_stacks_is_refused_with_the_way_out(tmp_path: Path, tokenizer: Any) -> None:
+    small = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    T5ForConditionalGeneration(small).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="two") as caught:
+        task_of(tmp_path, tokenizer, CLASSES, new_head=True)
+    assert caught.value.fix == "model.head=family"
+    assert fresh(task_of(tmp_path, tokenizer, CLASSES, new_head=True, head="family"))
+
+
+@pytest.mark.parametrize(("head", "pooling"), [("pooled", "mean"), ("pooled", "pooler"), ("family", "auto")])
+def test_a_model_from_nothing_is_fresh_in_every_parameter(tokenizer: Any, head: str, pooling: str) -> None:
+    config = OmegaConf.merge(OmegaConf.load(CONFIGS / "model" / "bert.yaml"), {**SHAPE, "head": head, "pooling": pooling})
+    model = build(config, Model, "model").load(tokenizer, Head.task, resize=False, outputs=CLASSES)
+    assert fresh(model) == {name for name, _ in model.named_parameters()}
+    assert any("pooler" in name for name in model.state_dict()) is (head == "family" or pooling == "pooler")
+    assert (head == "family") is hasattr(model, "classifier")
+    assert head == "pooled" or tuple(model.config.id2label.values()) == CLASSES.names
+
+
+def test_a_config_for_a_task_is_a_copy() -> None:
+    config = BertConfig(num_labels=5)
+    changed = for_task(config, CLASSES)
+    assert (config.num_labels, changed.num_labels) == (5, 3)
+    assert changed.problem_type == "single_label_classification"
+    assert (for_task(config, Outputs(1)).num_labels, for_task(config, Outputs(1)).problem_type) == (1, "regression")

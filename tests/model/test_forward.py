@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers as hf
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -46,8 +47,10 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from llmtrain.model import forward
+from llmtrain.model import anatomy, forward
+from llmtrain.model.base import Outputs, Pooling
 from llmtrain.model.forward import Reach
+from llmtrain.model.head import Combine, PooledHead, attach, pool, pooled_head
 
 V, W = 61, 32
 SMALL = {"vocab_size": V, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -672,3 +675,236 @@ def test_cpu_dropout_changes_no_name_and_nothing_that_is_saved() -> None:
     assert names == [name for name, _ in model.named_modules()]
     assert saved == list(model.state_dict())
     assert any(type(module).__name__ == "_CPUDropout" for module in model.modules())
+
+
+# --- the answers of a task -----------------------------------------------------------------------------------------
+
+K, PAD = 3, 1
+LABELS: dict[str, Any] = {"num_labels": K, "pad_token_id": PAD}
+DEEP: dict[str, Any] = {**WIDE, **LABELS, "attention_dropout": 0.0}
+LOW: dict[str, Any] = {**ENCODER, **LABELS, "type_vocab_size": 1}
+TWO: dict[str, Any] = {**LOW, "type_vocab_size": 2}
+NO_DROPOUT: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+MODERN: dict[str, Any] = {**ENCODER, **LABELS, "global_attn_every_n_layers": 2, "local_attention": 4, "cls_token_id": 2, "sep_token_id": 3}
+GEMMA: dict[str, Any] = {**DEEP, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
+SENTENCES: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "distilbert": (hf.DistilBertConfig, {**LABELS, "vocab_size": V, "dim": W, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}),
+    "bert": (hf.BertConfig, TWO),
+    "roberta": (hf.RobertaConfig, LOW),
+    "electra": (hf.ElectraConfig, {**TWO, "embedding_size": 16}),
+    "deberta_v2": (hf.DebertaV2Config, {**LOW, "type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}),
+    "mpnet": (hf.MPNetConfig, LOW),
+    "albert, whose blocks are shared": (hf.AlbertConfig, {**TWO, "initializer_range": 0.1, "embedding_size": 16}),
+    "modernbert, cls": (hf.ModernBertConfig, {**MODERN, "classifier_pooling": "cls"}),
+    "modernbert, mean": (hf.ModernBertConfig, {**MODERN, "classifier_pooling": "mean"}),
+    "longformer, which looks at its first token from everywhere": (hf.LongformerConfig, {**LOW, "attention_window": 4}),
+    "gpt2": (hf.GPT2Config, {**SMALL, **LABELS, **NO_DROPOUT, "n_positions": 64, "n_embd": W, "n_layer": 2, "n_head": 4}),
+    "openai_gpt": (hf.OpenAIGPTConfig, {**SMALL, **LABELS, **NO_DROPOUT, "n_positions": 64, "n_embd": W, "n_layer": 2, "n_head": 4}),
+    "gpt_neox": (hf.GPTNeoXConfig, {**ENCODER, **LABELS, "max_position_embeddings": 64}),
+    "opt": (hf.OPTConfig, {**SMALL, **LABELS, "hidden_size": W, "word_embed_proj_dim": W, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48}),
+    "llama": (hf.LlamaConfig, DEEP),
+    "mistral": (hf.MistralConfig, {**DEEP, "sliding_window": 3}),
+    "qwen2": (hf.Qwen2Config, DEEP),
+    "qwen3": (hf.Qwen3Config, DEEP),
+    "gemma3": (hf.Gemma3TextConfig, GEMMA),
+    "ctrl, whose head looks for the padding": (hf.CTRLConfig, {**SMALL, **LABELS, "n_positions": 64, "n_embd": W, "n_layer": 2, "n_head": 4, "dff": 48}),
+    "t5, which has two stacks": (
+        hf.T5Config,
+        {**LABELS, "vocab_size": V, "d_model": W, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "eos_token_id": 2, "decoder_start_token_id": PAD},
+    ),
+}
+T5 = "t5, which has two stacks"
+BODIES = [name for name in SENTENCES if name != T5]  # those that our head can stand on
+
+
+def parameters_away_from_zero(model: Any) -> Any:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def sentences(name: str) -> Any:
+    """A family's own model for sentences, small and random."""
+    kind, settings = SENTENCES[name]
+    torch.manual_seed(0)
+    return parameters_away_from_zero(hf.AutoModelForSequenceClassification.from_config(kind(**settings)))
+
+
+def body(name: str, **settings: Any) -> Any:
+    """The body of a family that wears our head."""
+    kind, own = SENTENCES[name]
+    torch.manual_seed(0)
+    return wearing(parameters_away_from_zero(hf.AutoModel.from_config(kind(**own))), **settings)
+
+
+def wearing(model: Any, pooling: Pooling = Pooling.mean, states: tuple[int, ...] = (2,), combine: Combine = Combine.concat) -> Any:
+    torch.manual_seed(1)
+    attach(model, PooledHead(model.config.hidden_size, Outputs(K), pooling=pooling, states=states, combine=combine))
+    with torch.no_grad():
+        for parameter in pooled_head(model).parameters():  # type: ignore[union-attr]
+            parameter.normal_()
+    return model.eval()
+
+
+def ragged() -> tuple[Tensor, Tensor]:
+    """Ids (3, 9) of texts that end in token 2, then repeat it where there is padding; and the mask."""
+    tokens, lengths = ids(3, 9).clamp_min(3), torch.tensor([9, 4, 6])
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    return tokens.masked_fill(torch.arange(9) >= lengths[:, None] - 1, 2), mask
+
+
+def segments() -> Tensor:
+    return (torch.arange(9) >= 2).long().expand(3, 9)
+
+
+def answer(model: Any, **inputs: Any) -> Tensor:
+    with torch.no_grad():
+        return forward.answers(model, **inputs)
+
+
+def rows_alone(model: Any, tokens: Tensor, mask: Tensor, **more: Tensor) -> Tensor:
+    """The answers to each row on its own, without padding and without a mask."""
+    lengths = mask.sum(1).tolist()
+    each = ({"input_ids": tokens[i : i + 1, :n], **{k: v[i : i + 1, :n] for k, v in more.items()}} for i, n in enumerate(lengths))
+    return torch.cat([answer(model, **inputs) for inputs in each])
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_the_familys_own_head_gives_the_logits_of_transformers_in_a_padded_batch(name: str) -> None:
+    model, (tokens, mask) = sentences(name), ragged()
+    typed = {"token_type_ids": segments()} if getattr(model.config, "type_vocab_size", 0) == 2 else {}
+    with torch.no_grad():
+        theirs = model(input_ids=tokens.masked_fill(mask == 0, PAD), attention_mask=mask, **typed).logits
+    ours = answer(model, input_ids=tokens, attention_mask=mask, token_type_ids=segments())
+    assert ours.shape == (3, K)
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert float((theirs[0] - theirs[1]).abs().max()) > 1e-2  # the guard: rows differ
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_t11_c18_the_familys_own_head_answers_alike_with_padding_and_without(name: str) -> None:
+    model, (tokens, mask) = sentences(name), ragged()
+    assert torch.allclose(answer(model, input_ids=tokens, attention_mask=mask), rows_alone(model, tokens, mask), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", [Pooling.cls, Pooling.mean, Pooling.last, Pooling.max])
+@pytest.mark.parametrize("name", BODIES)
+def test_t11_c18_our_head_answers_alike_with_padding_and_without(name: str, pooling: Pooling) -> None:
+    model, (tokens, mask) = body(name, pooling=pooling, states=(0, 2)), ragged()
+    padded = answer(model, input_ids=tokens, attention_mask=mask, token_type_ids=segments())
+    assert torch.allclose(padded, rows_alone(model, tokens, mask, token_type_ids=segments()), rtol=1e-4, atol=1e-4)
+
+
+def test_t13_a_decoders_head_reads_the_last_token_by_the_mask_where_padding_and_end_are_one_token() -> None:
+    model, (tokens, mask) = sentences("gpt2"), ragged()
+    model.config.pad_token_id = 2  # the token that ends every text
+    ours = answer(model, input_ids=tokens, attention_mask=mask)
+    assert torch.allclose(ours, rows_alone(model, tokens, mask), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        theirs = model(input_ids=tokens, attention_mask=mask).logits
+    assert float((ours - theirs).abs().max()) > 1e-2  # which skips the end of every text
+
+
+def test_a_decoder_without_a_padding_token_answers_batches() -> None:
+    model, (tokens, mask) = body("gpt2", pooling=Pooling.last), ragged()
+    model.config.pad_token_id = None
+    assert torch.allclose(answer(model, input_ids=tokens, attention_mask=mask), rows_alone(model, tokens, mask), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, settings) in SENTENCES.items() if settings.get("type_vocab_size", 0) < 2 and name != T5])
+@pytest.mark.parametrize("make", [sentences, body])
+def test_segment_ids_never_reach_a_family_without_two_segments(name: str, make: Callable[[str], Any]) -> None:
+    # GPT-2 would add the embeddings of tokens 0 and 1; most others do not know the argument.
+    model, (tokens, mask) = make(name), ragged()
+    plain, typed = (answer(model, input_ids=tokens, attention_mask=mask, **more) for more in ({}, {"token_type_ids": segments()}))
+    assert torch.equal(plain, typed)
+
+
+@pytest.mark.parametrize("make", [sentences, body])
+def test_segment_ids_reach_a_family_that_has_two(make: Callable[[str], Any]) -> None:
+    model, (tokens, mask) = make("bert"), ragged()
+    plain, typed = (answer(model, input_ids=tokens, attention_mask=mask, **more) for more in ({}, {"token_type_ids": segments()}))
+    assert float((plain - typed).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "modernbert, cls", "distilbert", "deberta_v2", "gemma3"])
+def test_hidden_state_k_is_what_k_blocks_hand_on_and_the_last_is_the_bodys(name: str) -> None:
+    model, (tokens, mask) = body(name, states=(0, 1, 2)), ragged()
+    found, where = forward.vectors(model, input_ids=tokens, attention_mask=mask), anatomy.anatomy(model.config, type(model)).fitted(model, ["pooled"])
+    inputs = {"input_ids": tokens, "attention_mask": mask}
+    first = anatomy.prefix(model, where, 1, inputs)
+    entered: list[Tensor] = []
+    hook = model.get_submodule(f"{where.stack}.0").register_forward_pre_hook(
+        lambda module, args, kwargs: entered.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    last = model(**inputs).last_hidden_state
+    hook.remove()
+    expected = torch.stack([pool(states, mask, Pooling.mean, None) for states in (entered[0], first, last)], 1)
+    assert found.shape == (3, 3, W)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("combine", Combine)
+def test_several_hidden_states_are_combined_as_asked(combine: Combine) -> None:
+    model, (tokens, mask) = body("bert", states=(0, 2), combine=combine), ragged()
+    worn, read = pooled_head(model), forward.vectors(model, input_ids=tokens, attention_mask=mask)
+    assert worn is not None
+    x = read.flatten(1) if combine is Combine.concat else read.sum(1) if combine is Combine.sum else (read * worn.mix.softmax(0)[None, :, None]).sum(1)  # type: ignore[union-attr]
+    assert torch.allclose(answer(model, input_ids=tokens, attention_mask=mask), F.linear(x, worn.weight, worn.bias), rtol=1e-5, atol=1e-5)
+
+
+def test_the_vectors_of_a_group_are_added() -> None:
+    model, (tokens, mask) = body("bert", states=(0, 2)), ragged()
+    both = {"input_ids": tokens.repeat(2, 1), "attention_mask": mask.repeat(2, 1)}
+    read = forward.vectors(model, **both)
+    pairs = torch.stack([read[0] + read[1], read[2] + read[3], read[4] + read[5]])
+    assert torch.allclose(answer(model, group=2, **both), pooled_head(model)(pairs), rtol=1e-5, atol=1e-5)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_stored_vectors_have_the_answers_of_the_sequences_that_made_them(group: int) -> None:
+    model, (tokens, mask) = body("gpt2", states=(0, 2)), ragged()
+    inputs = {"input_ids": tokens[:2], "attention_mask": mask[:2]}
+    stored = forward.vectors(model, **inputs)
+    assert torch.equal(answer(model, group=group, **{forward.FEATURES: stored}), answer(model, group=group, **inputs))
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "distilbert", "modernbert, mean"])
+@pytest.mark.parametrize("make", [sentences, body, lambda name: body(name, pooling=Pooling.pooler if name == "bert" else Pooling.last)])
+def test_what_blocks_made_before_has_the_answers_of_the_whole_model(name: str, k: int, make: Callable[[str], Any]) -> None:
+    model, (tokens, mask) = make(name), ragged()
+    where = anatomy.anatomy(model.config, type(model)).fitted(model, ["pooled"])
+    inputs = {"input_ids": tokens, "attention_mask": mask}
+    above = anatomy.tail(model, where, k)
+    vars(above.model)["fed"] = above.fed
+    states = anatomy.prefix(model, where, k, inputs)
+    assert torch.equal(answer(above.model, **inputs, **{forward.STATES: states}), answer(model, **inputs))
+    assert not torch.equal(answer(above.model, **inputs, **{forward.STATES: states.flip(0)}), answer(model, **inputs))  # the guard
+
+
+def test_answers_and_words_come_from_one_pass_and_are_those_of_each_alone() -> None:
+    model, (tokens, mask) = wearing(gpt2(), Pooling.last), ragged()
+    labels = torch.full_like(tokens, -100)
+    labels[:, :-1] = tokens[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+    forward.reach(model)
+    passes: list[int] = []
+    hook = model.transformer.register_forward_hook(lambda *_: passes.append(1))
+    inputs = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": segments()}
+    answers, words = forward.answers_and_words(model, labels, **inputs)
+    hook.remove()
+    assert passes == [1]
+    assert torch.equal(answers, forward.answers(model, **inputs))
+    theirs = model(input_ids=tokens, attention_mask=mask).logits
+    assert close(words, F.cross_entropy(theirs.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"))
+
+
+def test_a_tail_takes_over_what_was_found_out_about_its_model() -> None:
+    model = gpt2()
+    where = anatomy.anatomy(model.config, type(model))
+    twin = anatomy.tail(model, where, 1).model
+    with pytest.raises(RuntimeError, match="no states of its own"):
+        forward.reach(twin)
+    forward.like(twin, model)
+    assert forward.reach(twin) is forward.reach(model) is Reach.linear

@@ -1,0 +1,556 @@
+"""Finetuning as a whole: what is frozen stays, what is trained moves, what is stopped goes on, and what cannot work is refused with a way out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from llmtrain import trainer
+from llmtrain.cli import main
+from llmtrain.command import train as recipe
+from llmtrain.errors import CheckpointError, ConfigError, Stopped
+from llmtrain.objective.base import Batch
+from tests.command.test_train import stop_after
+from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, tiny
+
+# Each mode as it is asked for here, and the sections of the model that it trains.
+MODES: dict[str, tuple[tuple[str, ...], set[str]]] = {
+    "features": ((), {"head"}),
+    "last_layers": (("finetune.blocks=1",), {"block.1", "head"}),
+    "layers": (("finetune.address=first:1",), {"block.0", "head"}),
+    "full": ((), {"embeddings", "block.0", "block.1", "head"}),
+    "gradual": ((), {"embeddings", "block.0", "block.1", "head"}),
+    "lp_ft": ((), {"embeddings", "block.0", "block.1", "head"}),
+    "lora": ((), {"block.0", "block.1", "head"}),
+}
+DROPOUT = "bert_dropout"
+STEADY = "schedule=constant"
+
+
+def asked(mode: str) -> tuple[str, ...]:
+    return (f"finetune={mode}", *MODES[mode][0])
+
+
+def proof(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return found
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load((path / "model.safetensors").read_bytes())
+
+
+def records(run: Path, *names: str) -> list[list[float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [[line[name] for name in names] for line in lines if set(names) <= line.keys()]
+
+
+@pytest.fixture(scope="module")
+def run_of(pretrained: Pretrained, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """An unbroken run of a mode on the BERT with dropout, made when it is first asked for."""
+    folder = tmp_path_factory.mktemp("modes")
+
+    def run(mode: str) -> Path:
+        if not (folder / mode).exists():
+            typed = [*tiny(*asked(mode), base=TINY_FINETUNE), f"model.checkpoint={pretrained(DROPOUT)}", f"output_dir={folder / mode}"]
+            assert main(["finetune", *typed]) == 0
+        return folder / mode
+
+    return run
+
+
+# --- frozen and trained -------------------------------------------------------------------------------------------
+
+
+def test_every_mode_is_looked_at() -> None:
+    from llmtrain.config import groups
+
+    assert set(MODES) == set(groups()["finetune"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_run_proves_that_what_is_frozen_kept_its_bits_and_what_is_trained_moved(run_of: Callable[[str], Path], mode: str) -> None:
+    found = proof(run_of(mode))["freezing"]
+    assert found["frozen_unchanged"] == found["frozen"]
+    assert found["trainable_moved"] == found["trainable"] > 0
+    assert (found["frozen_but_moved"], found["trainable_but_still"]) == ([], [])
+    assert {name for name, section in found["sections"].items() if section["trainable"]} == MODES[mode][1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_proof_says_is_what_stands_in_the_files(run_of: Callable[[str], Path], pretrained: Pretrained, mode: str) -> None:
+    before, after = weights(pretrained(DROPOUT) / "final"), weights(run_of(mode) / "final")
+    of = {"block.0": "encoder.layer.0.", "block.1": "encoder.layer.1.", "embeddings": "embeddings."}
+    moved = {section for section, prefix in of.items() for n, t in after.items() if n.startswith(prefix) and not torch.equal(t, before[f"bert.{n}"])}
+    assert len(after) == 37
+    assert moved == MODES[mode][1] - {"head"}
+
+
+@pytest.mark.parametrize("name", ["embeddings.word_embeddings.weight", "encoder.layer.0.output.dense.bias"])
+def test_a_frozen_tensor_that_moves_all_the_same_is_reported(finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    real = trainer.Trainer._update
+
+    def update(self: trainer.Trainer, batches: list[Batch]) -> Any:
+        self.saved.get_parameter(name).data.view(-1)[0] += 1
+        return real(self, batches)
+
+    monkeypatch.setattr(trainer.Trainer, "_update", update)
+    found = proof(finetune(tmp_path / "run", *asked("last_layers"), "trainer.max_steps=1"))
+    assert found["freezing"]["frozen_but_moved"] == [name]
+    assert found["freezing"]["frozen_unchanged"] == found["freezing"]["frozen"] - 1
+    assert any("frozen parameters moved" in line for line in found["warnings"])
+
+
+def test_a_trainable_tensor_that_does_not_move_is_reported(finetune: Train, tmp_path: Path) -> None:
+    found = proof(finetune(tmp_path / "run", *asked("features"), "optimizer.lr=1e-30", "trainer.max_steps=1"))
+    assert "pooled.weight" in found["freezing"]["trainable_but_still"]
+    assert any("did not move" in line for line in found["warnings"])
+
+
+@pytest.mark.parametrize("mode", ["features", "last_layers"])
+def test_the_bias_of_choices_which_changes_no_answer_is_not_trained(finetune: Train, tmp_path: Path, mode: str) -> None:
+    run = finetune(tmp_path / "run", *asked(mode), "objective=multiple_choice", "trainer.max_steps=2", of="gpt")
+    found = proof(run)["freezing"]
+    assert found["trainable_but_still"] == []
+    assert found["frozen_unchanged"] == found["frozen"]
+    assert "did not move" not in (run / "train.log").read_text()
+
+
+@pytest.mark.parametrize(("mode", "use"), [*((mode, "never") for mode in MODES), ("features", "always"), ("last_layers", "always")])
+def test_at_every_step_frozen_modules_are_in_eval_and_only_what_is_trained_is_in_the_optimizer(
+    finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, use: str
+) -> None:
+    real = trainer.Trainer._update
+    steps: list[int] = []
+    awake: set[str] = set()
+
+    def update(self: trainer.Trainer, batches: list[Batch]) -> Any:
+        moving = self.legs[self.state.phase].phase.trainable
+        for name, module in self.model.named_modules():
+            own = list(module.parameters())
+            if own and not any(p.requires_grad for p in own):
+                assert not module.training, name
+                assert not any(child.training for child in module.modules()), f"something in {name}"
+            if own and all(p.requires_grad for p in own):
+                assert module.training, name
+            awake.update(type(m).__name__ for m in module.modules() if m.training and "Dropout" in type(m).__name__)
+        optimizer = self._inner(self._adamw)
+        names = {id(p): n for n, p in self.saved.named_parameters()}
+        assert {names[id(p)] for group in optimizer.param_groups for p in group["params"]} == moving
+        assert {n for n, p in self.saved.named_parameters() if p.requires_grad} == moving
+        done = real(self, batches)
+        assert all(p.grad is None for n, p in self.saved.named_parameters() if n not in moving)
+        steps.append(self.state.step)
+        return done
+
+    monkeypatch.setattr(trainer.Trainer, "_update", update)
+    finetune(tmp_path / "run", *asked(mode), f"cache.use={use}", "trainer.max_steps=4", "evaluation.every_steps=1", of=DROPOUT)
+    assert steps == [1, 2, 3, 4]
+    assert bool(awake) is (mode != "features")  # dropout works where something is trained, and nowhere else
+
+
+# --- checkpoints and final/ ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_checkpoint_holds_what_differs_from_the_base_and_points_to_it(run_of: Callable[[str], Path], pretrained: Pretrained, mode: str) -> None:
+    run = run_of(mode)
+    path = max(p for p in (run / "checkpoints").glob("step-*"))
+    before, saved = weights(pretrained(DROPOUT) / "final"), weights(path)
+    same = [n for n, t in saved.items() if f"bert.{n}" in before and torch.equal(before[f"bert.{n}"], t)]
+    assert same == []
+    assert len([n for n in saved if n.startswith("pooled.")]) >= 2
+    blocks = {section for section in ("block.0", "block.1") if any(f"layer.{section[-1]}." in n for n in saved)}
+    assert blocks == MODES[mode][1] & {"block.0", "block.1"}
+    assert json.loads((path / "state.json").read_text())["base"]["path"] == str(pretrained(DROPOUT) / "final")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_final_is_whole_and_opens_with_transformers_alone(run_of: Callable[[str], Path], mode: str) -> None:
+    final = run_of(mode) / "final"
+    model, info = AutoModel.from_pretrained(final, output_loading_info=True, add_pooling_layer=False)
+    assert {kind: len(names) for kind, names in info.items() if names} == {}
+    tokenizer = AutoTokenizer.from_pretrained(final)
+    assert len(tokenizer) == model.get_input_embeddings().weight.shape[0]
+    assert torch.isfinite(model(**tokenizer("the old dog", return_tensors="pt")).last_hidden_state).all()
+    assert json.loads((final / "head.json").read_text())["classes"] == ["animal", "outdoors", "thing"]
+
+
+@pytest.mark.parametrize("of", ["bert", "gpt"])
+def test_a_familys_own_head_opens_as_a_classifier_that_knows_the_names(finetune: Train, tmp_path: Path, of: str) -> None:
+    final = finetune(tmp_path / "run", *asked("last_layers"), "model.head=family", "trainer.max_steps=2", of=of) / "final"
+    model, info = AutoModelForSequenceClassification.from_pretrained(final, output_loading_info=True)
+    assert {kind: len(names) for kind, names in info.items() if names} == {}
+    assert model.config.id2label == {0: "animal", 1: "outdoors", 2: "thing"}
+    tokenizer = AutoTokenizer.from_pretrained(final)
+    assert model(**tokenizer(["the old dog", "a bell"], padding=True, return_tensors="pt")).logits.shape == (2, 3)
+    assert not (final / "head.json").exists()
+
+
+@pytest.mark.parametrize("objective", ["classification", "regression"])
+def test_finetuning_goes_on_from_the_head_of_a_finetuned_run(finetune: Train, tmp_path: Path, objective: str) -> None:
+    """The first loss of the second run is the last of the first: neither a new standardisation nor a new beginning bends the head."""
+    first = finetune(tmp_path / "first", *asked("features"), f"objective={objective}", "optimizer.lr=0.1", "checkpoint.export=last", STEADY)
+    again = (*asked("features"), f"objective={objective}", f"model.checkpoint={first}", "optimizer.lr=1e-30", "trainer.max_steps=1", STEADY)
+    second = finetune(tmp_path / "second", *again)
+    assert records(second, "validation_loss")[-1] == pytest.approx(records(first, "validation_loss")[-1], rel=1e-5)
+
+
+# --- the base -----------------------------------------------------------------------------------------------------
+
+
+def stopped(finetune: Train, folder: Path, monkeypatch: pytest.MonkeyPatch, step: int, *overrides: str, **of: str) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Stopped):
+            finetune(folder, *overrides, **of)
+
+
+def copy_of(run: Path, folder: Path, manifest: bool) -> Path:
+    shutil.copytree(run / "final", folder)
+    if not manifest:  # a folder of Hugging Face's has none
+        (folder / "manifest.json").unlink()
+    return folder
+
+
+def other_weights(folder: Path) -> None:
+    found = weights(folder)
+    found["bert.embeddings.LayerNorm.weight"] += 1
+    (folder / "model.safetensors").write_bytes(safetensors.torch.save(found, {"format": "pt"}))
+
+
+@pytest.mark.parametrize(("change", "manifest"), [(shutil.rmtree, True), (other_weights, True), (other_weights, False)])
+def test_a_base_that_is_gone_or_has_changed_is_named_when_a_run_is_resumed(
+    finetune: Train, pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], manifest: bool
+) -> None:
+    base = copy_of(pretrained("bert"), tmp_path / "base", manifest)
+    stopped(finetune, tmp_path / "run", monkeypatch, 3, *asked("last_layers"), f"model.checkpoint={base}")
+    change(base)
+    with pytest.raises(CheckpointError) as caught:
+        finetune(tmp_path / "run", *asked("last_layers"), f"model.checkpoint={base}")
+    assert caught.value.exit_code == 4
+    assert str(base) in caught.value.what
+    assert caught.value.fix or caught.value.allowed
+
+
+# --- resume -------------------------------------------------------------------------------------------------------
+
+# Phases of six updates: gradual changes at 1.5 → 2 and 3, lp_ft at 1.5 → 2.
+RESUMED = [
+    ("features", 3), ("layers", 3), ("full", 3), ("lora", 3),
+    ("gradual", 1), ("gradual", 2), ("gradual", 3), ("gradual", 4), ("lp_ft", 1), ("lp_ft", 2), ("lp_ft", 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "step"), RESUMED)
+def test_a_finetuning_stopped_in_the_middle_and_resumed_repeats_the_unbroken_one(
+    finetune: Train, run_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, step: int
+) -> None:
+    stopped(finetune, tmp_path / "broken", monkeypatch, step, *asked(mode), of=DROPOUT)
+    assert outcome(finetune(tmp_path / "broken", *asked(mode), of=DROPOUT)) == outcome(run_of(mode))
+
+
+@pytest.mark.parametrize(("mode", "use"), [("features", "never"), ("last_layers", "never"), ("last_layers", "always")])
+def test_a_finetuning_resumes_exactly_with_a_cache_and_without(
+    finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, use: str
+) -> None:
+    chosen = (*asked(mode), f"cache.use={use}")
+    stopped(finetune, tmp_path / "broken", monkeypatch, 3, *chosen, of=DROPOUT)
+    unbroken = outcome(finetune(tmp_path / "unbroken", *chosen, of=DROPOUT))
+    assert outcome(finetune(tmp_path / "broken", *chosen, of=DROPOUT)) == unbroken
+
+
+def launch(folder: Path, *overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`llmtrain finetune` with the tiny settings, in processes of its own."""
+    typed = [*tiny(*overrides, base=TINY_FINETUNE), f"output_dir={folder}"]
+    command = [sys.executable, "-W", "ignore", "-m", "llmtrain", "finetune", *typed]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env={**os.environ, "PYTHONPATH": str(Path.cwd())}, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("mode", ["features", "last_layers"])
+def test_two_processes_finetune_as_one_does(finetune: Train, pretrained: Pretrained, tmp_path: Path, mode: str) -> None:
+    names, chosen = ("loss_class", "grad_norm", "lr"), (*asked(mode), "trainer.log_every_steps=1")
+    one = finetune(tmp_path / "one", *chosen)
+    done = launch(tmp_path / "two", *chosen, "devices=2", f"model.checkpoint={pretrained('bert')}", cwd=tmp_path)
+    assert len(records(one, *names)) == 6
+    for a, b in zip(records(one, *names), records(tmp_path / "two", *names), strict=True):
+        assert b == pytest.approx(a, rel=1e-6)
+    for a, b in zip(records(one, "validation_loss", "validation_accuracy"), records(tmp_path / "two", "validation_loss", "validation_accuracy"), strict=True):
+        assert b == pytest.approx(a, rel=1e-6)
+    assert done.stdout.count("starting from step 0") == 1
+    assert proof(tmp_path / "two")["freezing"] == proof(one)["freezing"]
+
+
+def test_two_processes_resume_a_finetuning_exactly(pretrained: Pretrained, tmp_path: Path) -> None:
+    chosen = (*asked("last_layers"), STEADY, "devices=2", f"model.checkpoint={pretrained(DROPOUT)}")
+    launch(tmp_path / "unbroken", *chosen, cwd=tmp_path)
+    launch(tmp_path / "broken", *chosen, "trainer.max_steps=3", cwd=tmp_path)
+    assert "resumed from step 3" in launch(tmp_path / "broken", *chosen, cwd=tmp_path).stdout
+    a, b = outcome(tmp_path / "unbroken"), outcome(tmp_path / "broken")
+    assert (a["weights"], a["optimizer"], a["final"]) == (b["weights"], b["optimizer"], b["final"])
+
+
+# --- refused, with a way out --------------------------------------------------------------------------------------
+
+FROM_NOTHING = ("model=bert", "model.num_hidden_layers=2", "model.hidden_size=32", "model.num_attention_heads=2", "tokenizer.vocab_size=200")
+WORDS = ("objective=next_token", "data.max_length=16")
+
+# What was asked of which model, and what the answer says.
+REFUSED: list[tuple[str, tuple[str, ...], str, str]] = [
+    ("bert", (*FROM_NOTHING, "finetune=features"), "start from random numbers and would stay frozen", "finetune=full"),
+    ("bert", (*FROM_NOTHING, "finetune=last_layers", "finetune.blocks=1"), "start from random numbers and would stay frozen", "llmtrain pretrain"),
+    ("bert", ("finetune=layers", "finetune.head=false"), "pooled.weight", "a mode that trains them too"),
+    ("bert", ("objective=sentence_order", "data.words=200", "data.max_length=48", "finetune=features"), "bert.pooler.dense", "finetune=full"),
+    ("gpt", (*WORDS, "finetune=features"), "lm_head.weight is tied to the frozen embeddings", "finetune.untie=true"),
+    ("gpt", (*WORDS, "finetune=lp_ft"), "lm_head.weight is tied to the frozen embeddings", "finetune.untie=true"),
+    ("bert", ("model.head=family", "data.pairs=true", "objective.symmetric=true"), "cannot do objective.symmetric=true", "model.head=pooled"),
+    ("bert", ("model.head=family", "objective=multiple_choice"), "cannot do objective=multiple_choice", "model.head=pooled"),
+    ("gpt", ("model.head=family", "objective.weights.lm=0.5"), "cannot do objective.weights.lm above 0", "model.head=pooled"),
+    ("bert", ("model.head=family", "finetune=features", "finetune.states=all"), "cannot do finetune.states", "model.head=pooled"),
+    ("bert", ("objective.weights.lm=0.5",), "needs a causal model", "objective.weights.lm=0"),
+    ("bert", ("objective=next_token",), "asks for a causal model", "model.checkpoint=FOLDER of a GPT"),
+    ("gpt", ("objective=masked_lm",), "asks for a bidirectional model", "model.checkpoint=FOLDER of a BERT"),
+    ("bert", ("finetune=last_layers", "finetune.blocks=99"), "A16 finetune.blocks=99: the bert model has 2 blocks", "1 to 2"),
+    ("bert", ("finetune=last_layers", "finetune.blocks=0"), "A17 finetune.blocks=0", "finetune=features"),
+    ("bert", ("finetune=last_layers", "finetune.blocks=-1"), "A17 finetune.blocks=-1", "1 or more"),
+    ("bert", ("finetune=lora", "finetune.blocks=3"), "finetune.blocks=3: the bert model has 2 blocks", "1 to 2"),
+    ("bert", ("finetune=gradual", "finetune.blocks_per_phase=3"), "finetune.blocks_per_phase=3: the bert model has 2 blocks", "1 to 2"),
+    ("bert", ("finetune=layers", "finetune.address=last:9"), "A19 finetune.address='last:9': there is no 'last:9'", "0 to 1"),
+    ("bert", ("finetune=layers", "finetune.address='7'"), "A19 finetune.address='7'", "2 blocks"),
+    ("bert", ("finetune=layers", "finetune.address=encoder"), "A19 finetune.address='encoder'", "last:2"),
+    ("bert", ("finetune=layers", "finetune.address=none", "finetune.head=false", "finetune.norm=false"), "A19 nothing would be trained", "embeddings.word_embeddings.weight"),
+    ("bert", ("finetune=features", "finetune.states=5"), "finetune.states='5'", "0 (embeddings) to 2 (last)"),
+    ("bert", ("evaluation.best_metric=f2",), "A35 evaluation.best_metric=f2", "accuracy, macro_f1, matthews"),
+    ("bert", ("objective=regression", "evaluation.best_metric=accuracy"), "A35 evaluation.best_metric=accuracy", "pearson"),
+    ("bert", ("finetune=full", "cache.use=always"), "cache.use=always: every block moves", "cache.use=auto"),
+    ("bert", ("objective=masked_lm", "finetune=features", "cache.use=always"), "draws its inputs anew", "cache.use=auto"),
+    ("bert", ("finetune=last_layer",), "last_layer", "last_layers"),
+    ("bert", ("finetune=features", "finetune.blocks=2"), "finetune.blocks: no such key", "finetune=last_layers"),
+    ("bert", ("optimizer.lr=0",), "optimizer.lr=0", "above 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("of", "overrides", "what", "way_out"), REFUSED, ids=[" ".join(row[1][-2:]) for row in REFUSED])
+def test_what_cannot_work_is_refused_in_a_few_lines_with_the_way_out(
+    pretrained: Pretrained, tmp_path: Path, capsys: pytest.CaptureFixture[str], of: str, overrides: tuple[str, ...], what: str, way_out: str
+) -> None:
+    own = () if "model=bert" in overrides else (f"model.checkpoint={pretrained(of)}",)
+    capsys.readouterr()
+    assert main(["finetune", *tiny(*overrides, base=TINY_FINETUNE), *own, f"output_dir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) <= 6
+    assert "Traceback" not in said
+    assert what.partition(" ")[2] in said if what[0] == "A" and what[1:3].isdigit() else what in said
+    assert way_out in said
+    assert not list(tmp_path.glob("run/final")) + list(tmp_path.glob("run/checkpoints/*"))
+
+
+def larger_tokenizer(run: Path, folder: Path) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(run / "final")
+    tokenizer.add_tokens(["wombat", "quoll"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("mode", "resize", "what"),
+    [
+        ("full", False, "C01 the tokenizer has 141 tokens, the model's embedding 139 rows"),
+        ("last_layers", True, "embeddings: the new rows"),
+        ("features", True, "embeddings: the new rows"),
+    ],
+)
+def test_c01_new_token_rows_are_added_on_demand_and_never_stay_frozen(
+    finetune: Train, pretrained: Pretrained, tmp_path: Path, mode: str, resize: bool, what: str
+) -> None:
+    path = larger_tokenizer(pretrained("bert"), tmp_path / "tokenizer")
+    with pytest.raises(ConfigError) as caught:
+        finetune(tmp_path / "run", *asked(mode), f"tokenizer.path={path}", f"tokenizer.resize={str(resize).lower()}")
+    assert what.removeprefix("C01 ") in caught.value.what
+    assert caught.value.fix
+    assert len(caught.value.screen().splitlines()) <= 6
+
+
+def test_new_token_rows_are_trained_where_the_embeddings_are(finetune: Train, pretrained: Pretrained, tmp_path: Path) -> None:
+    path = larger_tokenizer(pretrained("bert"), tmp_path / "tokenizer")
+    run = finetune(tmp_path / "run", *asked("full"), f"tokenizer.path={path}", "tokenizer.resize=true", "trainer.max_steps=2")
+    assert weights(run / "final")["embeddings.word_embeddings.weight"].shape[0] == 141
+    assert proof(run)["freezing"]["trainable_but_still"] == []
+
+
+def test_untied_the_head_of_a_gpt_is_trained_alone(finetune: Train, tmp_path: Path) -> None:
+    run = finetune(tmp_path / "run", *WORDS, "finetune=features", "finetune.untie=true", "trainer.max_steps=2", of="gpt")
+    found = proof(run)["freezing"]
+    assert (found["trainable"], found["trainable_moved"]) == (1, 1)
+    final = weights(run / "final")
+    assert not torch.equal(final["lm_head.weight"], final["transformer.wte.weight"])
+    assert json.loads((run / "final" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_a_head_that_stays_frozen_with_the_embeddings_is_said_with_the_way_out(finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finetune(tmp_path / "run", *WORDS, *asked("last_layers"), "trainer.max_steps=2", of="gpt")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "lm_head.weight is tied to transformer.wte.weight, which is frozen" in said
+    assert "finetune.untie=true" in said
+
+
+def test_a_run_that_was_refused_leaves_its_folder_to_the_next(finetune: Train, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        finetune(tmp_path / "run", *WORDS, "finetune=features", of="gpt")
+    run = finetune(tmp_path / "run", *WORDS, *asked("last_layers"), "trainer.max_steps=2", of="gpt")
+    assert yaml.safe_load((run / "config.yaml").read_text())["finetune"]["kind"] == "last_layers"
+    assert proof(run)["status"] == "finished"
+
+
+# --- said and not swallowed ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verb", "overrides", "key"),
+    [
+        ("pretrain", ("finetune.lr=1", "model=gpt"), "finetune.lr"),
+        ("pretrain", ("finetune.epochs=1", "model=gpt"), "finetune.epochs"),
+        ("pretrain", ("model.pooling=cls", "model=gpt"), "model.pooling"),
+        ("finetune", ("model.head=family", "model.pooling=cls"), "model.pooling"),
+        ("finetune", ("model.head=family", "finetune=features", "finetune.standardise=true"), "finetune.standardise"),
+        ("finetune", ("objective=masked_lm", "finetune=features", "finetune.states=all"), "finetune.states"),
+        ("finetune", ("objective=masked_lm", "model.head=pooled"), "model.head"),
+        ("finetune", ("cache.use=never", "cache.max_gb=1"), "cache.max_gb"),
+        ("finetune", ("cache.use=never", "cache.dtype=bf16"), "cache.dtype"),
+        ("finetune", ("tokenizer.vocab_size=99",), "tokenizer.vocab_size"),
+        ("finetune", ("optimizer.lr=1e-4", "finetune.lr=1e-3"), "finetune.lr"),
+        ("finetune", ("trainer.max_steps=4", "finetune.epochs=1"), "finetune.epochs"),
+    ],
+)
+def test_a_key_without_effect_is_noted(pretrained: Pretrained, verb: str, overrides: tuple[str, ...], key: str) -> None:
+    from llmtrain.config import compose
+
+    own = (f"model.checkpoint={pretrained('bert')}",) if verb == "finetune" else ()
+    composed = compose(verb, [*overrides, *own])
+    assert [line for line in recipe.without_effect(recipe.parts(composed.config), composed.given) if line.startswith(f"{key} has no effect: ")]
+
+
+@pytest.mark.parametrize("key", ["finetune.lr=1e-4", "finetune.epochs=1", "model.pooling=cls", "cache.max_gb=1", "model.head=pooled"])
+def test_a_key_with_effect_is_not_noted(pretrained: Pretrained, key: str) -> None:
+    from llmtrain.config import compose
+
+    composed = compose("finetune", [key, f"model.checkpoint={pretrained('bert')}"])
+    assert recipe.without_effect(recipe.parts(composed.config), composed.given) == []
+
+
+@pytest.mark.parametrize(("mode", "lr"), [("features", 1e-3), ("last_layers", 5e-5), ("full", 5e-5), ("lora", 5e-4)])
+def test_the_learning_rate_is_the_modes_where_none_is_given_and_is_printed(pretrained: Pretrained, mode: str, lr: float) -> None:
+    from llmtrain.config import compose
+
+    def built(*given: str) -> recipe.Parts:
+        return recipe.parts(compose("finetune", [f"finetune={mode}", f"model.checkpoint={pretrained('bert')}", *given]).config)
+
+    assert built().optimizer.lr == lr
+    assert built("finetune.lr=0.25").optimizer.lr == 0.25
+    assert built("optimizer.lr=0.5").optimizer.lr == 0.5
+    assert built("trainer.max_steps=3").trainer.max_epochs is None
+
+
+@pytest.mark.parametrize(("given", "said", "rate"), [((), "0.001 at its peak, the default of this mode", 1e-3), (("optimizer.lr=0.5",), "0.5 at its peak", 0.5)])
+def test_the_learning_rate_that_counts_is_printed(
+    finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], said: str, rate: float
+) -> None:
+    run = finetune(tmp_path / "run", *asked("features"), *given, STEADY, "schedule.warmup_steps=0", "trainer.max_steps=1", "trainer.log_every_steps=1")
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert ("the default of this mode" in printed) is not bool(given)
+    assert records(run, "lr") == [[rate]]
+
+
+# --- where nothing is pretrained yet ------------------------------------------------------------------------------
+
+
+def test_without_a_pretrained_run_a_small_one_is_made_said_and_used_and_a_finetuned_run_never_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llmtrain.model.base import Attention
+
+    small = tiny("model=bert", "model.num_hidden_layers=2", "model.hidden_size=32", "model.num_attention_heads=2", "objective=masked_lm", "trainer.max_steps=1")
+    monkeypatch.setitem(recipe.SMALL_START, Attention.bidirectional, tuple(o for o in small if not o.startswith(("device=", "threads="))))
+    monkeypatch.chdir(tmp_path)
+    asked_for = ["finetune", *tiny("trainer.max_steps=1", "data.max_length=16", base=TINY_FINETUNE)]
+    assert main(asked_for) == 0
+    said = capsys.readouterr().out
+    assert "there is no pretrained run below runs/ yet: a small model is pretrained first" in said
+    assert "\n  llmtrain pretrain " in said
+    assert "name=small_start device=cpu threads=1" in said
+    (small_start,) = (tmp_path / "runs" / "pretrain").iterdir()
+    (first,) = (tmp_path / "runs" / "finetune").iterdir()
+    assert yaml.safe_load((first / "resolved.yaml").read_text())["model"]["checkpoint"].endswith(small_start.name)
+    assert main([*asked_for, "name=second"]) == 0
+    again = capsys.readouterr().out
+    assert "pretrained first" not in again
+    assert "model.checkpoint=newest is " in again
+    (second,) = (p for p in (tmp_path / "runs" / "finetune").iterdir() if p.name.endswith("second"))
+    assert yaml.safe_load((second / "resolved.yaml").read_text())["model"]["checkpoint"].endswith(small_start.name)
+
+
+def test_a_csv_of_reviews_needs_no_columns_named(pretrained: Pretrained, tmp_path: Path) -> None:
+    lines = [f'"the {"good" if i % 2 else "bad"} dog, number {i}",{"positive" if i % 2 else "negative"}' for i in range(60)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["review,sentiment", *lines]))
+    data = ("data=text", f"data.train={tmp_path / 'reviews.csv'}", "data.validation_fraction=0.3", "trainer.max_steps=2")
+    given = [o for o in TINY_FINETUNE if not o.startswith("data.documents")]
+    code = main(["finetune", *tiny(*data, base=tuple(given)), f"model.checkpoint={pretrained('bert')}", f"output_dir={tmp_path / 'run'}"])
+    assert code == 0
+    assert json.loads((tmp_path / "run" / "final" / "head.json").read_text())["classes"] == ["negative", "positive"]
+    assert proof(tmp_path / "run")["status"] == "finished"
+
+
+# --- gradient checkpointing ---------------------------------------------------------------------------------------
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    (found,) = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == 2)
+    return found
+
+
+@pytest.mark.parametrize("of", ["bert", "gpt"])
+def test_d13_gradient_checkpointing_computes_trainable_blocks_again_and_no_other_and_changes_no_loss(
+    finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    names, chosen = ("loss_class", "grad_norm"), (*asked("last_layers"), "cache.use=never", "trainer.log_every_steps=1", "trainer.max_steps=3")
+    plain = records(finetune(tmp_path / "plain", *chosen, of=of), *names)
+    real, calls = trainer.Trainer._update, [0, 0]
+
+    def update(self: trainer.Trainer, batches: list[Batch]) -> Any:
+        def count(i: int) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                calls[i] += 1
+
+            return hook
+
+        hooks = [block.attention.register_forward_hook(count(i)) if of == "bert" else block.attn.register_forward_hook(count(i)) for i, block in enumerate(blocks_of(self.saved))]
+        try:
+            return real(self, batches)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    monkeypatch.setattr(trainer.Trainer, "_update", update)
+    again = finetune(tmp_path / "again", *chosen, "trainer.gradient_checkpointing=true", of=of)
+    assert calls == [3, 6]
+    assert all(norm > 0 for _, norm in plain)
+    for a, b in zip(plain, records(again, *names), strict=True):
+        assert b == pytest.approx(a, rel=1e-6)
+    assert proof(again)["freezing"]["trainable_but_still"] == []

@@ -1,0 +1,469 @@
+"""What is frozen is computed once, and nobody can tell from the losses: same numbers, entries shared by all that may and by nobody else."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from llmtrain import cache, checkpoint, frozen, runtime
+from llmtrain.callback.base import Step
+from llmtrain.cli import main
+from llmtrain.command import train as recipe
+from llmtrain.config import build, compose
+from llmtrain.data import loader
+from llmtrain.errors import ConfigError
+from llmtrain.model.head import pooled_head
+from llmtrain.trainer import Trainer, collate
+from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, tiny
+
+MODES = {
+    "last_layers": ("finetune=last_layers", "finetune.blocks=1"),
+    "layers": ("finetune=layers", "finetune.address=last:1", "finetune.norm=false", "finetune.pooler=false"),
+    "features": ("finetune=features",),
+}
+TASKS = {
+    "single": ("objective=classification",),
+    "pairs": ("objective=classification", "data.pairs=true"),
+    "symmetric": ("objective=classification", "data.pairs=true", "objective.symmetric=true"),
+    "regression": ("objective=regression", "data.pairs=true"),
+    "multiple_choice": ("objective=multiple_choice",),
+}
+WORDS = ("objective=next_token", "finetune.untie=true")
+OF = ("bert_dropout", "gpt")
+CASES = [
+    *((of, mode, task) for of in OF for mode in ("last_layers", "features") for task in TASKS),
+    *((of, "layers", task) for of in OF for task in ("single", "pairs")),
+    *(("gpt", "last_layers", name) for name in ("next_token", "next_token apart", "next_token of documents")),
+    ("gpt", "layers", "next_token"),
+    ("gpt", "features", "next_token of documents"),
+]
+ASKED = {
+    **TASKS,
+    "next_token": WORDS,
+    "next_token apart": (*WORDS, "objective.packing=false"),
+    "next_token of documents": (*WORDS, "objective.document_attention=true"),
+}
+STEPS = 4
+
+
+@dataclass
+class Started:
+    """A run up to its first update: what the recipe makes before it trains."""
+
+    job: Trainer
+    cut: frozen.Cut | None
+
+    def steps(self, number: int = STEPS) -> list[Step]:
+        """The first updates, by the loop's own hands."""
+        leg = self.job.legs[0]
+        self.job._call, self.job._adamw = self.job._prepare(leg.phase)
+        return [self.job._update(group) for group in self.job._batches(leg.stage, number)]
+
+    def losses(self, number: int = STEPS) -> list[float]:
+        return [loss for step in self.steps(number) for loss in step.losses.values()]
+
+
+Start = Callable[..., Started]
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@functools.cache
+def composed() -> DictConfig:
+    return compose("finetune", list(TINY_FINETUNE)).config
+
+
+def config(*overrides: str) -> DictConfig:
+    """What `compose` makes of overrides, in a hundredth of its time."""
+    found = copy.deepcopy(composed())
+    for name, value in (override.split("=", 1) for override in overrides):
+        if "." in name or name not in ("objective", "finetune"):
+            OmegaConf.update(found, name, yaml.safe_load(value), force_add=False)
+        else:
+            found[name] = OmegaConf.load(CONFIGS / name / f"{value}.yaml")
+    return found
+
+
+@functools.cache
+def checked(store: str, *overrides: str) -> recipe.Parts:
+    return recipe.parts(config(*overrides))
+
+
+def parts(*overrides: str) -> recipe.Parts:
+    """The parts of a run, checked. Runs that differ in the cache alone have the same, with data read once."""
+    of_cache = [override for override in overrides if override.startswith("cache.")]
+    built = checked(os.environ["LLMTRAIN_CACHE"], *(override for override in overrides if override not in of_cache))
+    return dataclasses.replace(built, cache=build(config(*of_cache).cache, cache.Settings, "cache"))
+
+
+@pytest.fixture
+def begin(pretrained: Pretrained, tmp_path: Path) -> Start:
+    """begin(*overrides, of="gpt") → a finetuning run, just before its first update."""
+
+    def run(*overrides: str, of: str = "bert") -> Started:
+        folder = tmp_path / f"begun{len(list(tmp_path.glob('begun*')))}"
+        folder.mkdir()
+        built = parts(f"model.checkpoint={pretrained(of)}", *overrides)
+        machine = runtime.start(built.runtime, built.model.width)
+        tokenizer, stages, validation, rows = recipe._data(built, machine, folder)
+        model = recipe._model(built, machine, tokenizer, machine.settings.seed, built.objective.outputs(rows["train"]))
+        model, anatomy = recipe._prepared(built, model, rows)
+        phases = [recipe.read_by_something(phase, anatomy) for phase in built.finetune.plan(anatomy)]
+        job = recipe._trainer(built, machine, model, anatomy, phases, stages, validation, tokenizer, folder, None, None)
+        return Started(job, recipe._compute_once(built, machine, job, anatomy, tokenizer, None))
+
+    return run
+
+
+@pytest.fixture
+def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the entries, empty; examples too are made anew."""
+    monkeypatch.setenv("LLMTRAIN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / cache.FOLDER
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The entries that are made, as they are made."""
+    found: list[Path] = []
+    build = cache._build
+    monkeypatch.setattr(cache, "_build", lambda entry, *rest: (found.append(entry), build(entry, *rest)))
+    return found
+
+
+# --- the same numbers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("of", "mode", "task"), CASES)
+def test_cached_and_uncached_runs_have_the_same_losses_to_1e_6(begin: Start, of: str, mode: str, task: str) -> None:
+    # In one store for all: entries of other questions must not be taken for one's own.
+    asked = [*MODES[mode], *ASKED[task], "optimizer.lr=1e-2"]
+    plain, cached = begin(*asked, "cache.use=never", of=of), begin(*asked, "cache.use=always", of=of)
+    assert cached.cut is not None
+    assert (cached.cut.pooled, cached.job.model is cached.job.saved) == ((True, True) if mode == "features" and task in TASKS else (False, False))
+    expected = plain.losses()
+    assert cached.losses() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert len({round(loss, 4) for loss in expected}) > 1  # the guard: something is learned
+
+
+@pytest.mark.parametrize("of", OF)
+@pytest.mark.parametrize("changes", [("model.head=family",), ("data.pairs=true", "model.head=family"), ("finetune=lora", "finetune.blocks=1")])
+def test_the_familys_head_and_adapters_have_the_same_losses_to_1e_6(begin: Start, of: str, changes: tuple[str, ...]) -> None:
+    asked = [*MODES["last_layers"], *TASKS["single"], *changes, "optimizer.lr=1e-2"]
+    plain, cached = begin(*asked, "cache.use=never", of=of), begin(*asked, "cache.use=always", of=of)
+    assert cached.job.model is not cached.job.saved
+    assert cached.losses() == pytest.approx(plain.losses(), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize(("states", "combine"), [("'0,1'", "concat"), ("all", "sum"), ("all", "weighted")])
+def test_features_of_several_hidden_states_have_the_same_losses_to_1e_6(begin: Start, states: str, combine: str) -> None:
+    asked = [*MODES["features"], *TASKS["single"], f"finetune.states={states}", f"finetune.combine={combine}", "optimizer.lr=1e-2"]
+    plain, cached = begin(*asked, "cache.use=never"), begin(*asked, "cache.use=always")
+    assert cached.losses() == pytest.approx(plain.losses(), rel=1e-6, abs=1e-6)
+
+
+def test_features_with_gpt_1s_auxiliary_loss_are_cut_above_the_last_block_and_have_the_same_losses(begin: Start) -> None:
+    asked = [*MODES["features"], *TASKS["single"], "objective.weights.lm=0.5", "optimizer.lr=1e-2"]
+    plain, cached = begin(*asked, "cache.use=never", of="gpt"), begin(*asked, "cache.use=always", of="gpt")
+    assert cached.cut is not None
+    assert (cached.cut.pooled, cached.cut.depth) == (False, 2)
+    assert cached.losses() == pytest.approx(plain.losses(), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_validation_set_is_cached_too_and_its_numbers_are_the_same(begin: Start, mode: str) -> None:
+    found = []
+    for use in ("never", "always"):
+        started = begin(*MODES[mode], *TASKS["pairs"], f"cache.use={use}")
+        started.steps(2)
+        started.job._evaluate()
+        found.append(started.job.last_metrics)
+        assert (started.job.validation_computed is not None) is (use == "always")
+    assert found[1] == pytest.approx(found[0], rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["last_layers", "features"])
+def test_the_head_is_standardised_alike_with_the_cache_and_without(begin: Start, mode: str) -> None:
+    asked = ["finetune=features", *TASKS["single"]] if mode == "features" else ["finetune=features", *TASKS["single"], "objective.weights.lm=0.5"]
+    plain, cached = (begin(*asked, f"cache.use={use}", of="gpt") for use in ("never", "always"))
+    heads = [pooled_head(started.job.saved) for started in (plain, cached)]
+    assert heads[0] is not None
+    assert heads[1] is not None
+    assert torch.allclose(heads[0].mean, heads[1].mean, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(heads[0].scale, heads[1].scale, rtol=1e-5, atol=1e-6)
+    assert bool((heads[0].scale != 1).all())
+    assert pooled_head(cached.job.model).scale is heads[1].scale  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("mode", "of"), [("last_layers", "bert"), ("features", "gpt")])
+def test_stored_in_bf16_each_number_is_off_by_its_rounding_and_no_more(begin: Start, mode: str, of: str) -> None:
+    def read(dtype: str) -> torch.Tensor:
+        started = begin(*MODES[mode], *TASKS["single"], "cache.use=always", f"cache.dtype={dtype}", of=of)
+        computed = started.job.stages[0].computed
+        assert isinstance(computed, frozen.Computed)
+        return computed.stored.read(list(range(computed.stored.samples)))
+
+    exact, rounded = read("fp32"), read("bf16")
+    assert (exact.dtype, rounded.dtype) == (torch.float32, torch.bfloat16)
+    # bf16 has 8 significant bits, so the nearest one is at most 2**-8 of the number away: its unit roundoff.
+    off = (rounded.float() - exact).abs()
+    assert bool((off <= 2.0**-8 * exact.abs()).all())
+    assert float((off / exact.abs().clamp_min(1e-30)).max()) > 2.0**-10  # the guard: it was rounded
+
+
+@pytest.mark.parametrize("mode", ["last_layers", "features"])
+def test_stored_in_bf16_the_losses_are_near(begin: Start, mode: str) -> None:
+    asked = [*MODES[mode], *TASKS["single"], "cache.use=always"]
+    exact, rounded = begin(*asked).losses(), begin(*asked, "cache.dtype=bf16").losses()
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=2.0**-6)
+
+
+# --- what is stored, and for whom -----------------------------------------------------------------------------------
+
+LAST = (*MODES["last_layers"], *TASKS["single"], "cache.use=always")
+
+
+def test_a_second_run_makes_nothing(begin: Start, states: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begin(*LAST)
+    assert len(made) == 2  # training and validation
+    monkeypatch.setattr(frozen._Inputs, "__call__", lambda *_: pytest.fail("a sample was computed"))
+    assert begin(*LAST).losses() == first.losses()
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("seed=1",),
+        ("optimizer.lr=1e-4",),
+        ("trainer.batch_size=4",),
+        ("trainer.max_steps=9",),
+        ("objective.weights.class=2",),
+        ("model.pooling=cls",),
+        ("finetune=layers", "finetune.address=last:1"),
+    ],
+)
+def test_an_entry_is_shared_by_runs_whose_frozen_states_are_the_same(begin: Start, states: Path, made: list[Path], change: tuple[str, ...]) -> None:
+    begin(*LAST)
+    begin(*LAST, *change)
+    assert len(made) == 2
+
+
+def changed(folder: Path, copy: Path, tensor: str | None = None, **config: Any) -> str:
+    """A copy of a run's weights with one number, or a setting of its config, changed."""
+    shutil.copytree(folder / "final", copy)
+    (copy / "manifest.json").unlink()
+    if tensor is not None:
+        weights = safetensors.torch.load_file(copy / "model.safetensors")
+        weights[tensor].view(-1)[0] += 1e-3
+        (copy / "model.safetensors").write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
+    (copy / "config.json").write_text(json.dumps({**json.loads((copy / "config.json").read_text()), **config}))
+    return f"model.checkpoint={copy}"
+
+
+@pytest.mark.parametrize("change", ["data.seed=1", "data.max_length=20", "data.pairs=true", "cache.dtype=fp16", "precision=bf16"])
+def test_an_entry_is_not_shared_where_a_setting_changes_the_states(begin: Start, states: Path, made: list[Path], change: str) -> None:
+    begin(*LAST)
+    begin(*LAST, change)
+    assert len(made) == len(set(made)) == 4
+
+
+def test_an_entry_is_not_shared_by_another_depth(begin: Start, states: Path, made: list[Path]) -> None:
+    layers = ["finetune=layers", *TASKS["single"], "cache.use=always", "finetune.norm=true"]
+    depths = [begin(*layers, f"finetune.address={address}", of="gpt").cut.depth for address in ("last:1", "none")]  # type: ignore[union-attr]
+    assert depths == [1, 2]
+    assert len(set(made)) == 4
+
+
+def test_an_entry_is_not_shared_by_another_question_to_the_same_rows(begin: Start, states: Path, made: list[Path]) -> None:
+    both = (*LAST, "data.pairs=true")
+    one, two = (begin(*both, f"objective.symmetric={value}") for value in ("false", "true"))
+    assert len(set(made)) == 4
+    stored = [started.job.stages[0].computed.stored for started in (one, two)]  # type: ignore[union-attr]
+    assert stored[1].sequences == 2 * stored[0].sequences == 2 * stored[0].samples
+
+
+@pytest.mark.parametrize(
+    ("tensor", "config", "makes"),
+    [
+        (None, {}, 0),
+        ("bert.embeddings.word_embeddings.weight", {}, 2),
+        ("bert.encoder.layer.0.output.dense.bias", {}, 2),
+        ("bert.encoder.layer.1.output.dense.bias", {}, 0),  # it is above the cut
+        (None, {"num_attention_heads": 4}, 2),
+        (None, {"layer_norm_eps": 1e-3}, 2),
+    ],
+)
+def test_an_entry_is_not_shared_by_other_weights_or_another_config(
+    begin: Start, states: Path, made: list[Path], pretrained: Pretrained, tmp_path: Path, tensor: str | None, config: dict[str, Any], makes: int
+) -> None:
+    begin(*LAST)
+    begin(*LAST, changed(pretrained("bert"), tmp_path / "copy", tensor, **config))
+    assert len(set(made)) == 2 + makes
+
+
+def test_an_entry_is_not_shared_by_another_tokenizer(begin: Start, states: Path, made: list[Path], pretrained: Pretrained, tmp_path: Path) -> None:
+    # Two words change places: the same rows are other ids.
+    other = changed(pretrained("bert"), tmp_path / "copy")
+    path = tmp_path / "copy" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["fox"], vocabulary["dog"] = vocabulary["dog"], vocabulary["fox"]
+    path.write_text(json.dumps(content))
+    begin(*LAST)
+    begin(*LAST, other)
+    assert len(set(made)) == 4
+
+
+def test_two_models_that_follow_each_other_are_told_apart(begin: Start, states: Path, pretrained: Pretrained, tmp_path: Path) -> None:
+    # Where a model was, Python may put the next one: nothing may be remembered by its address.
+    for number in range(3):
+        copy = changed(pretrained("bert"), tmp_path / f"copy{number}", "bert.encoder.layer.0.output.dense.bias")
+        weights = safetensors.torch.load_file(tmp_path / f"copy{number}" / "model.safetensors")
+        weights["bert.embeddings.LayerNorm.bias"] += number
+        (tmp_path / f"copy{number}" / "model.safetensors").write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
+        begin(*LAST, copy)
+    assert len(list(states.glob("*/manifest.json"))) == 6
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("mode", ["last_layers", "features"])
+def test_the_size_that_is_decided_on_is_what_is_written(begin: Start, states: Path, mode: str, task: str) -> None:
+    cut = begin(*MODES[mode], *TASKS[task], "cache.use=always").cut
+    assert cut is not None
+    written = sum(path.stat().st_size for path in states.glob(f"*/{cache.STATES}")) / 1e9
+    assert written > 0
+    # The longest of a row's choices counts for each of them.
+    assert written <= cut.decision.gigabytes * (1 + 1e-9) <= written * (1.2 if task == "multiple_choice" and mode == "last_layers" else 1 + 1e-6)
+
+
+@pytest.mark.parametrize("mode", ["last_layers", "features"])
+def test_a_damaged_entry_is_made_again_with_one_line(
+    begin: Start, states: Path, made: list[Path], mode: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(frozen.log, "warning", lambda text, *rest: said.append(text % rest if rest else text))
+    asked = [*MODES[mode], *TASKS["single"], "cache.use=always"]
+    expected = begin(*asked).losses()
+    path = made[0] / cache.STATES
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    assert begin(*asked).losses() == expected
+    assert made.count(made[0]) == 2
+    assert len(made) == 3
+    lines = [line for line in said if "cache" in line]
+    assert len(lines) == 1
+    assert "states are made again: states.bin was changed" in lines[0]
+
+
+def test_what_is_put_into_a_batch_is_of_its_samples(begin: Start) -> None:
+    started = begin(*MODES["features"], *TASKS["multiple_choice"], "cache.use=always")
+    stage, job = started.job.stages[0], started.job
+    rows = stage.train.with_format("arrow")
+
+    def of(samples: list[int]) -> torch.Tensor:
+        return collate(job.objective, 0, job.vocabulary, stage.computed, loader.read_rows(rows, samples), 0).inputs["features"]
+
+    both = of([5, 2])
+    assert both.shape[:2] == (4, 1)  # two choices a row, one hidden state
+    assert torch.equal(both, torch.cat([of([5]), of([2])]))
+    assert not torch.equal(both, of([2, 5]))
+
+
+# --- where nothing is computed once ---------------------------------------------------------------------------------
+
+NEVER = {
+    "masked_lm": ("objective=masked_lm", "finetune=last_layers", "finetune.blocks=1"),
+    "full": (*TASKS["single"], "finetune=full"),
+    "gradual": (*TASKS["single"], "finetune=gradual"),
+    "lp_ft": (*TASKS["single"], "finetune=lp_ft"),
+    "every block": (*TASKS["single"], "finetune=last_layers", "finetune.blocks=2"),
+}
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_what_moves_or_is_drawn_anew_is_never_cached(begin: Start, states: Path, name: str) -> None:
+    started = begin(*NEVER[name], "cache.use=auto")
+    assert started.cut is None
+    assert started.job.model is started.job.saved
+    assert not states.exists()
+    with pytest.raises(ConfigError, match=r"cache\.use=always") as caught:
+        begin(*NEVER[name], "cache.use=always")
+    assert caught.value.exit_code == 2
+    assert caught.value.fix == "cache.use=auto"
+
+
+def test_never_is_never_and_looks_at_no_weights(begin: Start, states: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "weights_fingerprint", lambda tensors: pytest.fail("weights were hashed"))
+    cut = begin(*MODES["features"], *TASKS["single"], "cache.use=never").cut
+    assert cut is not None
+    assert not cut.decision.use
+    assert not states.exists()
+
+
+# --- whole runs -----------------------------------------------------------------------------------------------------
+
+
+def resolved(run: Path) -> dict[str, Any]:
+    return yaml.safe_load((run / "resolved.yaml").read_text())  # type: ignore[no-any-return]
+
+
+def test_cache_use_always_without_anything_to_compute_once_exits_2(pretrained: Pretrained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = [*tiny(*NEVER["full"], base=TINY_FINETUNE), f"model.checkpoint={pretrained('bert')}"]
+    assert main(["finetune", *typed, "cache.use=always", f"output_dir={tmp_path / 'run'}"]) == 2
+    assert "every block moves in some phase" in capsys.readouterr().err
+
+
+def test_a_head_of_several_states_is_not_cut_below_them(finetune: Train, begin: Start, tmp_path: Path) -> None:
+    first = finetune(tmp_path / "features", *MODES["features"], *TASKS["single"], "finetune.states='0,1'", "trainer.max_steps=2")
+    goes_on = [*MODES["last_layers"], *TASKS["single"], f"model.checkpoint={first}"]
+    with pytest.raises(ConfigError, match="reads several hidden states"):
+        begin(*goes_on, "cache.use=always")
+    started = begin(*goes_on, "cache.use=auto")
+    assert started.cut is None
+    assert pooled_head(started.job.saved).states == (0, 1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("mode", ["last_layers", "features"])
+def test_the_proof_of_freezing_holds_with_the_cache(finetune: Train, tmp_path: Path, mode: str) -> None:
+    runs = {use: finetune(tmp_path / use, *MODES[mode], *TASKS["pairs"], f"cache.use={use}", "optimizer.lr=1e-2") for use in ("always", "never")}
+    proofs = {use: json.loads((run / "run.json").read_text())["freezing"] for use, run in runs.items()}
+    assert proofs["always"] == proofs["never"]
+    assert proofs["always"]["frozen"] == proofs["always"]["frozen_unchanged"] > 0
+    assert proofs["always"]["trainable"] == proofs["always"]["trainable_moved"] > 0
+    assert {use: resolved(run)["cache"]["use"] for use, run in runs.items()} == {"always": "always", "never": "never"}
+
+
+@pytest.mark.parametrize(("mode", "worth", "decided"), [("features", 1.05, "always"), ("last_layers", 1e9, "never"), ("last_layers", 0.0, "always")])
+def test_a_resume_keeps_the_decision_and_the_bits(
+    finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, worth: float, decided: str
+) -> None:
+    asked = [*MODES[mode], *TASKS["single"], "cache.use=auto", "checkpoint.keep_last=9", "trainer.max_steps=4", "checkpoint.every_steps=2"]
+    monkeypatch.setattr(cache, "WORTH", worth)
+    run = finetune(tmp_path / "run", *asked)
+    assert resolved(run)["cache"]["use"] == decided
+    whole = outcome(run)
+    shutil.rmtree(checkpoint.listed(run)[0])
+    shutil.rmtree(run / "final")
+    (run / "checkpoints" / "best").unlink(missing_ok=True)
+    monkeypatch.setattr(cache, "WORTH", 0.0 if worth > 1 else 1e9)  # today it would decide otherwise
+    used: list[bool] = []
+    make = frozen.Question.make
+    monkeypatch.setattr(frozen.Question, "make", lambda *args: (used.append(True), make(*args))[1])
+    finetune(run, *asked)
+    assert used == [True] * (decided == "always")
+    assert resolved(run)["cache"]["use"] == decided
+    assert outcome(run) == whole
