@@ -26,6 +26,7 @@ class RunState:
         evaluated_step: the step of the last one.
         best: value of the best metric; None before the first evaluation.
         best_step: the step it was reached at.
+        best_metrics: all metrics of that evaluation.
         since_best: evaluations since then.
         window: sums and counts of each loss term since the last record in metrics.jsonl.
         stop: why the run should end at the next step boundary; None: it goes on. Callbacks may set it.
@@ -43,6 +44,7 @@ class RunState:
     evaluated_step: int = 0
     best: float | None = None
     best_step: int | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
     since_best: int = 0
     window: dict[str, list[float]] = field(default_factory=dict)
     stop: str | None = None

@@ -532,6 +532,7 @@ class Trainer:
         state.evaluation_seconds += time.perf_counter() - began
         if self._better(self.last_metrics[self.best_metric]):
             state.best, state.best_step, state.since_best = self.last_metrics[self.best_metric], state.step, 0
+            state.best_metrics = self.last_metrics
         else:
             state.since_best += 1
         self._tell("on_evaluate", self.last_metrics)

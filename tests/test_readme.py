@@ -10,6 +10,8 @@ import pytest
 
 from llmtrain.cli import main
 from llmtrain.config import groups
+from llmtrain.model.base import Attention
+from tests.conftest import TINY_BERT
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -64,9 +66,23 @@ def test_a_bert_is_trained_and_looked_into(empty: Path, capsys: pytest.CaptureFi
     assert main(shortened(line)) == 0
     said = capsys.readouterr().out
     following = [line.strip() for line in said.split("next:\n")[1].splitlines() if line.strip().startswith("llmtrain ")]
-    table = re.findall(r"^\| `(llmtrain predict[^`]*)`", README, re.MULTILINE)
+    table = re.findall(r"^\| `(llmtrain predict text[^`]*)`", README, re.MULTILINE)
     assert (len(following), len(table)) == (2, 1)
     for command in following + table:
+        assert main(words(command)) == 0, command
+
+
+def test_a_model_is_finetuned_and_answers(empty: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    small = (*TINY_BERT[:6], "objective=masked_lm", "data.max_length=32", "trainer.max_steps=2", "tokenizer.vocab_size=512", "precision=fp32")
+    monkeypatch.setattr("llmtrain.command.train.SMALL_START", dict.fromkeys(Attention, small))
+    assert main(["finetune", "trainer.max_steps=2", "data.max_length=32", "threads=1", "device=cpu", "evaluation.max_samples=20"]) == 0
+    said = capsys.readouterr().out
+    assert "a small model is pretrained first" in said
+    following = [line.strip() for line in said.split("next:\n")[-1].splitlines() if line.strip().startswith("llmtrain ")]
+    (empty / "reviews.csv").write_text("text\nOpens a window with a button.\nReads bytes from a socket.\n")
+    table = re.findall(r"^\| `(llmtrain (?:predict file|cache)[^`]*)`", README, re.MULTILINE)
+    assert (len(following), len(table)) == (2, 2)
+    for command in [line.replace("TEXTS.csv", "reviews.csv") for line in following] + table:
         assert main(words(command)) == 0, command
 
 

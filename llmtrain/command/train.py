@@ -203,7 +203,10 @@ def without_effect(parts: Parts, given: set[str]) -> list[str]:
     elif parts.model.head is HeadKind.family:
         found |= dict.fromkeys(("model.pooling", "finetune.standardise"), "the family's own head pools as it does")
     if parts.cache is None:
-        found |= dict.fromkeys(("finetune.lr", "finetune.epochs", "finetune.batch_size", "finetune.weight_decay"), "they are what `llmtrain finetune` takes where nothing else is given")
+        found |= dict.fromkeys(
+            ("finetune.lr", "finetune.epochs", "finetune.batch_size", "finetune.weight_decay"),
+            "they are what `llmtrain finetune` takes where nothing else is given",
+        )
     else:
         found |= {"finetune.lr": "optimizer.lr is given"} if "optimizer.lr" in given else {}
         found |= {"finetune.epochs": "another budget is given"} if given & {f"trainer.{n}" for n in ("max_steps", "max_epochs", "max_tokens")} else {}
@@ -937,7 +940,8 @@ def _results(
         "stopped": state.stop,
         "steps": state.step,
         "tokens": state.tokens,
-        "validation": job.last_metrics,
+        "validation": state.best_metrics if built.checkpoint.export == "best" and state.best_metrics else job.last_metrics,
+        "validation_at_end": job.last_metrics,
         "references": references,
         "best": {"metric": job.best_metric, "value": state.best, "step": state.best_step},
         "freezing": _proof(job, started, anatomy),
@@ -952,7 +956,9 @@ def _results(
 
 def _baselines(built: Parts, job: Trainer, rows: dict[str, Dataset]) -> dict[str, float]:
     """What knows nothing of the model gives on the validation examples that were judged."""
-    return built.objective.baselines(rows["train"], rows["validation"]) if built.objective.target is not None else {}
+    if built.objective.target is None or job.validation is None:
+        return {}
+    return built.objective.baselines(rows["train"], rows["validation"].select(range(len(job.validation))))
 
 
 def _proof(job: Trainer, started: dict[str, str], anatomy: Anatomy) -> dict[str, Any]:
@@ -998,7 +1004,8 @@ def _export(built: Parts, job: Trainer, tokenizer: PreTrainedTokenizerBase, fold
         if head is not None:
             heads.save(head, temporary)
         tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card(type(model).__name__, job.config, content), encoding="utf-8")
+        about = {**content, "pooled_head": head is not None}
+        (temporary / "README.md").write_text(card(type(model).__name__, job.config, about), encoding="utf-8")
         files.write_manifest(temporary)
 
 
@@ -1011,6 +1018,8 @@ def _goodbye(
     say, model = machine.console.print, job.saved
     draw(folder, {name: value for name, value in content["references"].items() if name == "unigram_entropy"})
     say()
+    if content["validation"] != content["validation_at_end"]:
+        say(f"best by {content['best']['metric'].replace('_', ' ')}, after step {state.best_step:,}; these weights are in final/")
     _numbers(say, content)
     cost, proof = content["cost"], content["freezing"]
     say(

@@ -29,6 +29,15 @@ from transformers import AutoTokenizer, {model}
 model = {model}.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
-
+{_of_a_task(content)}
 Trained on what the config names and on nothing else; no filtering of content and no evaluation beyond the table.
 """
+
+
+def _of_a_task(content: dict[str, Any]) -> str:
+    """What stands beside the weights of a finetuned model, and what of it was trained."""
+    sections = content.get("freezing", {}).get("sections", {})
+    trained, total = (sum(section[name] for section in sections.values()) for name in ("trainable", "parameters"))
+    share = f"\nOf {total:,} parameters {trained:,} were trained ({trained / total:.1%}).\n" if total and trained < total else ""
+    head = "\nThe head of the task stands in `head.json` and `head.safetensors`; `llmtrain predict model.checkpoint=FOLDER file=TEXTS.csv` answers with it.\n"
+    return share + (head if content.get("pooled_head") else "")

