@@ -531,8 +531,13 @@ def kinds(base: type) -> dict[str, str]:
     package = base.__module__.rpartition(".")[0]
     folder = Path(inspect.getfile(base)).parent
     own = {p.stem: f"{package}.{p.stem}" for p in sorted(folder.glob("*.py")) if p.stem in _kind_yamls(folder.name)}
-    others = {e.name: e.value for e in importlib.metadata.entry_points(group=package)}
-    return {**others, **own}
+    return {**_offered(package), **own}
+
+
+@functools.cache
+def _offered(package: str) -> dict[str, str]:
+    """The kinds of installed packages: asked once, since every installed package's metadata is read."""
+    return {e.name: e.value for e in importlib.metadata.entry_points(group=package)}
 
 
 def _kind_yamls(group: str) -> set[str]:

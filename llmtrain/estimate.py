@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,8 @@ def estimate(config: PretrainedConfig, head: Head = Head.next_token) -> Estimate
     """Count the parameters of a model of this config with this head."""
     import torch
 
-    with torch.device("meta"):
-        model = auto_class(head).from_config(config, dtype=torch.float32)
+    with torch.device("meta"):  # a copy of the config: from_config notes the type in it
+        model = auto_class(head).from_config(copy.deepcopy(config), dtype=torch.float32)
     return Estimate(sum(p.numel() for p in model.parameters()))
 
 

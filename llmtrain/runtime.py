@@ -379,6 +379,7 @@ def keep_memory() -> bool:
     try:
         libc = ctypes.CDLL("libc.so.6")
         gc.collect()
+        gc.freeze()  # what is there now stays: later collections, one for each leg, need not go through torch's modules again
         libc.malloc_trim(0)
         return bool(libc.mallopt(m_mmap_threshold, 1 << 30)) and bool(libc.mallopt(m_trim_threshold, 2**31 - 1))
     except (OSError, AttributeError):

@@ -418,7 +418,7 @@ class Trainer:
     def _update(self, batches: list[Batch]) -> Step:
         """Forward and backward over the micro-batches, one division, one clip, one step."""
         runtime, state, accelerator = self.runtime, self.state, self.runtime.accelerator
-        terms = list(self.objective.weights)
+        terms = [term for term, weight in self.objective.weights.items() if weight]
         local = [float(sum(b.counts[t] for b in batches)) for t in terms]
         tokens = float(sum(b.sizes.get("tokens", 0) for b in batches))
         samples = float(sum(len(b.samples) for b in batches))

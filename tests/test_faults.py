@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from transformers import AutoTokenizer
 
 from llmtrain import trainer
 from llmtrain.errors import CheckpointError, ConfigError, DeviceError, NonFiniteError
@@ -59,15 +58,30 @@ TABLE: dict[str, tuple[str, ...]] = {
     "B01": ("data/test_text.py::test_b01_a_missing_file_or_an_empty_glob_is_named_with_its_whole_path",),
     "B02": ("data/test_text.py::test_b02_a_file_without_documents_is_refused_with_its_count", "data/test_labelled.py::test_b02_a_file_without_rows_is_refused"),
     "B03": ("data/test_text.py::test_b03_a_folder_is_read_as_all_files_below_it", "data/test_text.py::test_b03_a_folder_without_files_to_read_is_refused"),
-    "B04": ("data/test_text.py::test_b04_a_byte_that_is_no_text_is_named_with_line_and_offset", "data/test_labelled.py::test_b04_bytes_that_are_no_text_are_named"),
+    "B04": (
+        "data/test_text.py::test_b04_a_byte_that_is_no_text_is_named_with_line_and_offset",
+        "data/test_labelled.py::test_b04_bytes_that_are_no_text_are_named",
+    ),
     "B07": ("data/test_text.py::test_b07_a_line_of_any_length_is_read_in_parts", "data/test_text.py::test_b07_a_line_that_must_be_parsed_whole_has_a_limit"),
     "B08": ("data/test_text.py::test_b08_very_many_very_short_lines_are_read", "data/test_readers.py::test_b08_many_short_lines_are_never_held_together"),
-    "B09": ("data/test_text.py::test_b09_a_csv_that_is_not_well_formed_is_named_with_its_line", "data/test_labelled.py::test_b09_a_csv_that_is_not_well_formed_is_named_with_its_line"),
-    "B10": ("data/test_text.py::test_b10_without_the_text_column_the_columns_that_are_there_are_listed", "data/test_labelled.py::test_b10_columns_that_cannot_be_told_apart_are_listed"),
-    "B12": ("data/test_text.py::test_b12_blank_texts_are_skipped_and_counted", "data/test_labelled.py::test_b12_rows_with_a_blank_text_are_skipped_and_counted"),
+    "B09": (
+        "data/test_text.py::test_b09_a_csv_that_is_not_well_formed_is_named_with_its_line",
+        "data/test_labelled.py::test_b09_a_csv_that_is_not_well_formed_is_named_with_its_line",
+    ),
+    "B10": (
+        "data/test_text.py::test_b10_without_the_text_column_the_columns_that_are_there_are_listed",
+        "data/test_labelled.py::test_b10_columns_that_cannot_be_told_apart_are_listed",
+    ),
+    "B12": (
+        "data/test_text.py::test_b12_blank_texts_are_skipped_and_counted",
+        "data/test_labelled.py::test_b12_rows_with_a_blank_text_are_skipped_and_counted",
+    ),
     "B13": ("data/test_labelled.py::test_b13_a_label_that_cannot_be_one_is_named_with_its_row_and_what_is_allowed",),
     "B15": ("data/test_labelled.py::test_b15_one_class_in_train_is_refused",),
-    "B16": ("data/test_text.py::test_b16_a_bad_json_line_is_named_with_its_number", "data/test_labelled.py::test_b16_a_row_without_its_label_or_cut_off_is_named"),
+    "B16": (
+        "data/test_text.py::test_b16_a_bad_json_line_is_named_with_its_number",
+        "data/test_labelled.py::test_b16_a_row_without_its_label_or_cut_off_is_named",
+    ),
     "B18": ("data/test_text.py::test_b18_scripts_are_not_run", "data/test_hub.py::test_b18_scripts_are_not_run"),
     "B19": (
         "test_faults.py::test_b19_fewer_labelled_rows_than_a_batch_are_refused_with_the_numbers",
@@ -75,13 +89,25 @@ TABLE: dict[str, tuple[str, ...]] = {
     ),
     "B21": ("data/test_text.py::test_a_setting_out_of_range_is_a_config_error_that_names_the_key",),
     "B22": ("data/test_text.py::test_b22_they_are_an_error_on_request", "data/test_labelled.py::test_b22_texts_in_two_files_are_counted_in_a_warning"),
-    "B23": ("objective/test_sentence_order.py::test_documents_that_are_too_short_are_skipped_and_counted", "objective/test_sentence_order.py::test_data_without_pairs_is_refused_and_says_why"),
-    "B24": ("command/test_validate.py::test_what_it_refuses_is_what_a_run_refuses", "objective/test_tasks.py::test_segments_are_cut_at_their_end_and_rows_that_were_cut_are_counted"),
+    "B23": (
+        "objective/test_sentence_order.py::test_documents_that_are_too_short_are_skipped_and_counted",
+        "objective/test_sentence_order.py::test_data_without_pairs_is_refused_and_says_why",
+    ),
+    "B24": (
+        "command/test_validate.py::test_what_it_refuses_is_what_a_run_refuses",
+        "objective/test_tasks.py::test_segments_are_cut_at_their_end_and_rows_that_were_cut_are_counted",
+    ),
     "B26": ("data/test_text.py::test_b26_a_file_that_changed_is_noticed_though_size_and_time_are_the_same",),
-    "B28": ("data/test_store.py::test_b28_damaged_rows_are_made_again_with_one_line_that_says_why", "test_cache.py::test_b28_a_damaged_entry_is_made_again_with_one_line_that_says_why"),
+    "B28": (
+        "data/test_store.py::test_b28_damaged_rows_are_made_again_with_one_line_that_says_why",
+        "test_cache.py::test_b28_a_damaged_entry_is_made_again_with_one_line_that_says_why",
+    ),
     "B30": ("data/test_store.py::test_b30_a_builder_that_was_killed_holds_up_nobody_and_leaves_nothing",),
     "B31": ("data/test_text.py::test_b31_a_file_without_permission_is_named", "data/test_text.py::test_b31_what_cannot_be_read_in_a_folder_is_named"),
-    "C01": ("command/test_finetune.py::test_c01_new_token_rows_are_added_on_demand_and_never_stay_frozen", "model/test_checkpoint.py::test_c01_through_the_command_line"),
+    "C01": (
+        "command/test_finetune.py::test_c01_new_token_rows_are_added_on_demand_and_never_stay_frozen",
+        "model/test_checkpoint.py::test_c01_through_the_command_line",
+    ),
     "C02": (
         "test_traps.py::test_t13_c02_a_familys_head_that_looks_for_padding_is_refused_where_none_only_pads_and_ours_is_not",
         "model/test_checkpoint.py::test_c02_a_causal_model_trains_without_a_padding_token_and_that_is_said",
@@ -98,8 +124,14 @@ TABLE: dict[str, tuple[str, ...]] = {
         "test_traps.py::test_t16_c15_tied_weights_are_one_tensor_at_every_update_before_and_after_a_resume",
         "model/test_checkpoint.py::test_c15_tied_weights_stay_one_tensor_through_training_checkpoint_and_export",
     ),
-    "C16": ("test_faults.py::test_c16_a_model_larger_than_memory_is_refused_before_it_is_loaded", "model/test_checkpoint.py::test_c16_counts_the_weights_of_a_checkpoint_too"),
-    "C18": ("model/test_gpt.py::test_c18_a_padded_batch_gives_the_losses_and_logits_of_its_rows_alone", "objective/test_masked_lm.py::test_padded_and_unpadded_give_the_same_logits_and_loss"),
+    "C16": (
+        "test_faults.py::test_c16_a_model_larger_than_memory_is_refused_before_it_is_loaded",
+        "model/test_checkpoint.py::test_c16_counts_the_weights_of_a_checkpoint_too",
+    ),
+    "C18": (
+        "model/test_gpt.py::test_c18_a_padded_batch_gives_the_losses_and_logits_of_its_rows_alone",
+        "objective/test_masked_lm.py::test_padded_and_unpadded_give_the_same_logits_and_loss",
+    ),
     "C19": ("model/test_gpt.py::test_c19_packed_documents_give_the_losses_and_logits_of_documents_alone",),
     "D01": ("test_faults.py::test_d01_a_loss_that_is_not_finite_stops_before_the_update_and_leaves_finite_weights",),
     "D02": ("test_faults.py::test_d02_a_number_that_is_none_on_one_process_stops_all_at_the_same_step",),
@@ -107,12 +139,18 @@ TABLE: dict[str, tuple[str, ...]] = {
     "D05": ("test_faults.py::test_d05_d15_micro_batches_give_the_update_of_the_whole_batch_also_at_the_short_end_of_an_epoch",),
     "D06": ("command/test_finetune.py::test_two_processes_finetune_as_one_does", "test_trainer.py::test_two_processes_give_the_losses_and_gradients_of_one"),
     "D07": ("test_trainer.py::test_every_row_is_evaluated_once_on_any_number_of_processes",),
-    "D09": ("objective/test_masked_lm.py::test_masks_are_drawn_anew_each_epoch_and_are_fixed_for_evaluation", "test_faults.py::test_d09_two_evaluations_of_the_same_weights_give_the_same_number"),
-    "D11": ("test_traps.py::test_t18_d11_a_large_decay_moves_nothing_that_is_frozen", "test_traps.py::test_t17_what_was_computed_once_is_what_frozen_layers_compute_at_every_update"),
+    "D09": (
+        "objective/test_masked_lm.py::test_masks_are_drawn_anew_each_epoch_and_are_fixed_for_evaluation",
+        "test_faults.py::test_d09_two_evaluations_of_the_same_weights_give_the_same_number",
+    ),
+    "D11": (
+        "test_traps.py::test_t18_d11_a_large_decay_moves_nothing_that_is_frozen",
+        "test_traps.py::test_t17_what_was_computed_once_is_what_frozen_layers_compute_at_every_update",
+    ),
     "D13": ("command/test_finetune.py::test_d13_gradient_checkpointing_computes_trainable_blocks_again_and_no_other_and_changes_no_loss",),
     "D14": ("test_faults.py::test_d14_a_lack_of_memory_is_one_screen_with_what_to_change",),
     "D15": ("test_faults.py::test_d05_d15_micro_batches_give_the_update_of_the_whole_batch_also_at_the_short_end_of_an_epoch",),
-}  # fmt: skip
+}
 
 # Rows that no test covers yet.
 UNCOVERED: set[str] = set()
@@ -312,7 +350,8 @@ def test_d09_two_evaluations_of_the_same_weights_give_the_same_number(finetune: 
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError()]
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError()],
 )
 def test_d14_a_lack_of_memory_is_one_screen_with_what_to_change(finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def update(self: trainer.Trainer, batches: list[Batch]) -> Any:

@@ -28,6 +28,9 @@ LOSSES = {
     "masked_lm": ("loss_masked_lm",),
     "sentence_order": ("loss_sentence_order",),
     "bert": ("loss_masked_lm", "loss_sentence_order"),
+    "classification": ("loss_class",),
+    "regression": ("loss_score",),
+    "multiple_choice": ("loss_choice",),
 }
 
 
@@ -164,7 +167,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch:
 def test_freezing_lets_exactly_the_named_parameters_move_and_puts_frozen_modules_in_eval() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2))
     trainer.freeze(model, Phase(1.0, frozenset({"2.weight", "2.bias"})))
-    trainer.set_modes(model)
+    trainer.set_modes(model, {"0"})
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
     assert [m.training for m in model] == [False, True, True]
 

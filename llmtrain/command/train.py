@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import logging
 import os
@@ -208,7 +207,8 @@ def without_effect(parts: Parts, given: set[str]) -> list[str]:
             "they are what `llmtrain finetune` takes where nothing else is given",
         )
     else:
-        found |= {"finetune.lr": "optimizer.lr is given"} if "optimizer.lr" in given else {}
+        own = {"finetune.lr": "optimizer.lr", "finetune.weight_decay": "optimizer.weight_decay", "finetune.batch_size": "trainer.batch_size"}
+        found |= {key: f"{other} is given" for key, other in own.items() if other in given}
         found |= {"finetune.epochs": "another budget is given"} if given & {f"trainer.{n}" for n in ("max_steps", "max_epochs", "max_tokens")} else {}
     if parts.cache is not None and parts.cache.use is cache.Use.never:
         found |= dict.fromkeys(("cache.max_gb", "cache.dtype"), "cache.use=never")
@@ -381,6 +381,8 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
             state = job.fit()
         record.content |= _results(built, machine, job, state, started, anatomy, rows)
         if machine.main:
+            if built.checkpoint.export == "best" and state.best_step not in (None, state.step):
+                _take_best(built, machine, job, tokenizer, rows, folder)
             _export(built, job, tokenizer, folder, record.content)
             _goodbye(machine, job, state, tokenizer, folder, record.content, settings.seed, verb)
         machine.accelerator.wait_for_everyone()
@@ -590,7 +592,7 @@ def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, s
     from llmtrain.model import forward
 
     # A copy: transformers writes the type that a model is built in into the config, where the type of the stored weights stands.
-    refuse_too_large(copy.deepcopy(built.model.config(tokenizer)), machine.device, built.objective.head)
+    refuse_too_large(built.model.config(tokenizer), machine.device, built.objective.head)
     torch.manual_seed(key(seed, "init"))
     words = built.objective.asks_words
     model = built.model.load(tokenizer, built.objective.head, resize=built.tokenizer.resize, new_head=True, outputs=outputs, words=words)
@@ -811,6 +813,7 @@ def _trainer(
 def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrainedTokenizerBase, cut: Cut | None) -> dict[str, Any]:
     """The config with every `auto` replaced, and what follows from it and the data."""
     from llmtrain.data import store, tokenizer as tokens
+    from llmtrain.model.head import pooled_head
 
     content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     content |= {"device": machine.device, "devices": str(machine.world), "threads": str(machine.threads), "precision": machine.precision.name}
@@ -819,7 +822,10 @@ def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, 
         "loaded" if built.tokenizer.path or built.model.tokenizer_path else built.tokenizer.trained(built.model.tokenizer_algorithm)
     )
     content["evaluation"]["best_metric"] = job.best_metric
+    head = pooled_head(job.saved)
+    content["model"]["pooling"] = head.pooling.name if head is not None else None  # nothing else is pooled as a setting says
     if built.cache is not None:
+        content["cache"]["dtype"] = built.cache.stored_as(machine.precision.name)
         content["cache"]["use"] = "always" if cut is not None and cut.decision.use else "never"
     content["derived"] = {
         "total_steps": job.total_steps,
@@ -906,7 +912,9 @@ def _panel(built: Parts, machine: Runtime, job: Trainer, anatomy: Anatomy, folde
     }
     if verb == "finetune":
         rows["learning rate"] = f"{built.optimizer.lr:g} at its peak{', the default of this mode' if built.optimizer.lr == built.finetune.lr else ''}"
-        rows["cache"] = cut.decision.why if cut is not None else "nothing to compute once: no block is frozen, or the inputs are drawn anew in every epoch"
+        redrawn = "the inputs are drawn anew in every epoch"
+        deep = "no block is frozen below all that is trained and read"
+        rows["cache"] = cut.decision.why if cut is not None else f"nothing is computed once: {deep if built.objective.static else redrawn}"
     if any(stage.order.grouped for stage in job.stages):
         shares = [f"{stage.order.padding():.1%}" for stage in job.stages]
         rows["padding"] = f"{' then '.join(shares)} of what is computed, with batches grouped by length"
@@ -985,15 +993,32 @@ def _proof(job: Trainer, started: dict[str, str], anatomy: Anatomy) -> dict[str,
     }
 
 
+def _take_best(built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrainedTokenizerBase, rows: dict[str, Dataset], folder: Path) -> None:
+    """Put the best checkpoint's weights into the model; what it left out, since it had not moved by then, is read from the base again.
+
+    Raises:
+        CheckpointError: the checkpoint or the base are no longer what they were.
+    """
+    found = checkpoint.read(folder / "checkpoints" / f"step-{job.state.best_step:08d}", job.base).weights
+    moving = frozenset().union(*(phase.trainable for phase in job.phases))
+    left_out = sorted(moving - found.keys())
+    if left_out:
+        assert job.base is not None
+        first, _ = _prepared(built, _model(built, machine, tokenizer, machine.settings.seed, built.objective.outputs(rows["train"])), rows)
+        own = checkpoint.tensors(first)
+        changed = [name for name in left_out if checkpoint.tensor_sha256(own[name]) != job.base.sha256[name]]
+        if changed:
+            raise CheckpointError(f"{job.base.path} has changed since the run started: {', '.join(changed[:3])}", fix="restore those weights")
+        found |= {name: own[name] for name in left_out}
+    checkpoint.load_weights(job.saved, found, job.base)
+
+
 def _export(built: Parts, job: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, content: dict[str, Any]) -> None:
     """final/: a Hugging Face folder with weights, tokenizer, model card and a manifest; our head beside them, where there is one."""
     from llmtrain.model import head as heads
     from llmtrain.model.checkpoint import quiet
     from llmtrain.report.card import card
 
-    if built.checkpoint.export == "best" and job.state.best_step not in (None, job.state.step):
-        best = folder / "checkpoints" / f"step-{job.state.best_step:08d}"
-        checkpoint.load_weights(job.saved, checkpoint.read(best, job.base).weights, job.base)
     model: PreTrainedModel = built.finetune.merged(job.saved)
     head = heads.pooled_head(model)
     with files.new_folder(folder / "final") as temporary:

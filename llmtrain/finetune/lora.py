@@ -60,12 +60,15 @@ class Lora(Decayed):
         """
         from torch import nn
 
+        from llmtrain.model.base import say_fresh
+
         peft, targets = _peft(), self._targets(model, anatomy)
         transposed = not isinstance(model.get_submodule(targets[0]), nn.Linear)  # GPT-2's layers hold W, not its transpose
         settings = peft.LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets, fan_in_fan_out=transposed, bias="none"
         )
         peft.inject_adapter_in_model(settings, model)
+        say_fresh(model, (name for name, _ in model.named_parameters() if ADAPTER in name))
         return model
 
     def plan(self, anatomy: Anatomy) -> list[Phase]:

@@ -21,6 +21,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from llmtrain import trainer
 from llmtrain.cli import main
 from llmtrain.command import train as recipe
+from llmtrain.config import shipped_dir
 from llmtrain.errors import CheckpointError, ConfigError, Stopped
 from llmtrain.objective.base import Batch
 from tests.command.test_train import stop_after
@@ -127,6 +128,8 @@ def test_the_bias_of_choices_which_changes_no_answer_is_not_trained(finetune: Tr
     assert found["trainable_but_still"] == []
     assert found["frozen_unchanged"] == found["frozen"]
     assert "did not move" not in (run / "train.log").read_text()
+    moments = safetensors.torch.load((run / "checkpoints" / "last" / "optimizer.safetensors").read_bytes())
+    assert {name.rpartition("/")[0] for name in moments if name.startswith("pooled.")} == {"pooled.weight"}
 
 
 @pytest.mark.parametrize(("mode", "use"), [*((mode, "never") for mode in MODES), ("features", "always"), ("last_layers", "always")])
@@ -160,6 +163,13 @@ def test_at_every_step_frozen_modules_are_in_eval_and_only_what_is_trained_is_in
     finetune(tmp_path / "run", *asked(mode), f"cache.use={use}", "trainer.max_steps=4", "evaluation.every_steps=1", of=DROPOUT)
     assert steps == [1, 2, 3, 4]
     assert bool(awake) is (mode != "features")  # dropout works where something is trained, and nowhere else
+
+
+@pytest.mark.parametrize(("mode", "pooling"), [("features", "mean"), ("last_layers", "mean")])
+def test_resolved_names_what_auto_stood_for(run_of: Callable[[str], Path], mode: str, pooling: str) -> None:
+    text = (run_of(mode) / "resolved.yaml").read_text()
+    assert "auto" not in text.replace("resume: auto", "")
+    assert yaml.safe_load(text)["model"]["pooling"] == pooling
 
 
 # --- checkpoints and final/ ---------------------------------------------------------------------------------------
@@ -264,9 +274,7 @@ def test_a_finetuning_stopped_in_the_middle_and_resumed_repeats_the_unbroken_one
 
 
 @pytest.mark.parametrize(("mode", "use"), [("features", "never"), ("last_layers", "never"), ("last_layers", "always")])
-def test_a_finetuning_resumes_exactly_with_a_cache_and_without(
-    finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, use: str
-) -> None:
+def test_a_finetuning_resumes_exactly_with_a_cache_and_without(finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, use: str) -> None:
     chosen = (*asked(mode), f"cache.use={use}")
     stopped(finetune, tmp_path / "broken", monkeypatch, 3, *chosen, of=DROPOUT)
     unbroken = outcome(finetune(tmp_path / "unbroken", *chosen, of=DROPOUT))
@@ -310,7 +318,7 @@ def test_two_processes_resume_a_finetuning_exactly(pretrained: Pretrained, tmp_p
 FROM_NOTHING = ("model=bert", "model.num_hidden_layers=2", "model.hidden_size=32", "model.num_attention_heads=2", "tokenizer.vocab_size=200")
 WORDS = ("objective=next_token", "data.max_length=16")
 
-# What was asked of which model, and what the answer says.
+# What was asked of which model, and what the answer says, behind the number of the fault where it has one.
 REFUSED: list[tuple[str, tuple[str, ...], str, str]] = [
     ("bert", (*FROM_NOTHING, "finetune=features"), "start from random numbers and would stay frozen", "finetune=full"),
     ("bert", (*FROM_NOTHING, "finetune=last_layers", "finetune.blocks=1"), "start from random numbers and would stay frozen", "llmtrain pretrain"),
@@ -333,7 +341,7 @@ REFUSED: list[tuple[str, tuple[str, ...], str, str]] = [
     ("bert", ("finetune=layers", "finetune.address=last:9"), "A19 finetune.address='last:9': there is no 'last:9'", "0 to 1"),
     ("bert", ("finetune=layers", "finetune.address='7'"), "A19 finetune.address='7'", "2 blocks"),
     ("bert", ("finetune=layers", "finetune.address=encoder"), "A19 finetune.address='encoder'", "last:2"),
-    ("bert", ("finetune=layers", "finetune.address=none", "finetune.head=false", "finetune.norm=false"), "A19 nothing would be trained", "embeddings.word_embeddings.weight"),
+    ("bert", ("finetune=layers", "finetune.address=none", "finetune.head=false"), "A19 nothing would be trained", "embeddings.word_embeddings.weight"),
     ("bert", ("finetune=features", "finetune.states=5"), "finetune.states='5'", "0 (embeddings) to 2 (last)"),
     ("bert", ("evaluation.best_metric=f2",), "A35 evaluation.best_metric=f2", "accuracy, macro_f1, matthews"),
     ("bert", ("objective=regression", "evaluation.best_metric=accuracy"), "A35 evaluation.best_metric=accuracy", "pearson"),
@@ -435,6 +443,8 @@ def test_a_run_that_was_refused_leaves_its_folder_to_the_next(finetune: Train, t
         ("finetune", ("cache.use=never", "cache.dtype=bf16"), "cache.dtype"),
         ("finetune", ("tokenizer.vocab_size=99",), "tokenizer.vocab_size"),
         ("finetune", ("optimizer.lr=1e-4", "finetune.lr=1e-3"), "finetune.lr"),
+        ("finetune", ("optimizer.weight_decay=0", "finetune.weight_decay=0.1"), "finetune.weight_decay"),
+        ("finetune", ("trainer.batch_size=4", "finetune.batch_size=8"), "finetune.batch_size"),
         ("finetune", ("trainer.max_steps=4", "finetune.epochs=1"), "finetune.epochs"),
     ],
 )
@@ -454,26 +464,38 @@ def test_a_key_with_effect_is_not_noted(pretrained: Pretrained, key: str) -> Non
     assert recipe.without_effect(recipe.parts(composed.config), composed.given) == []
 
 
-@pytest.mark.parametrize(("mode", "lr"), [("features", 1e-3), ("last_layers", 5e-5), ("full", 5e-5), ("lora", 5e-4)])
-def test_the_learning_rate_is_the_modes_where_none_is_given_and_is_printed(pretrained: Pretrained, mode: str, lr: float) -> None:
+def of_mode(mode: str, name: str) -> float:
+    """A setting as the mode's YAML has it."""
+    return float(yaml.safe_load((shipped_dir() / "finetune" / f"{mode}.yaml").read_text())[name])
+
+
+def test_a_head_alone_has_a_higher_learning_rate_than_a_whole_model() -> None:
+    assert of_mode("features", "lr") >= 10 * of_mode("full", "lr")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_learning_rate_decay_batch_and_budget_are_the_modes_where_none_are_given(pretrained: Pretrained, mode: str) -> None:
     from llmtrain.config import compose
 
     def built(*given: str) -> recipe.Parts:
         return recipe.parts(compose("finetune", [f"finetune={mode}", f"model.checkpoint={pretrained('bert')}", *given]).config)
 
-    assert built().optimizer.lr == lr
+    assert built().optimizer.lr == of_mode(mode, "lr")
+    assert built().optimizer.weight_decay == of_mode(mode, "weight_decay")
+    assert built().trainer.batch_size == of_mode(mode, "batch_size")
+    assert built().trainer.max_epochs == of_mode(mode, "epochs")
     assert built("finetune.lr=0.25").optimizer.lr == 0.25
     assert built("optimizer.lr=0.5").optimizer.lr == 0.5
     assert built("trainer.max_steps=3").trainer.max_epochs is None
 
 
-@pytest.mark.parametrize(("given", "said", "rate"), [((), "0.001 at its peak, the default of this mode", 1e-3), (("optimizer.lr=0.5",), "0.5 at its peak", 0.5)])
+@pytest.mark.parametrize(("given", "rate"), [((), None), (("optimizer.lr=0.5",), 0.5)])
 def test_the_learning_rate_that_counts_is_printed(
-    finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], said: str, rate: float
+    finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], rate: float | None
 ) -> None:
     run = finetune(tmp_path / "run", *asked("features"), *given, STEADY, "schedule.warmup_steps=0", "trainer.max_steps=1", "trainer.log_every_steps=1")
-    printed = capsys.readouterr().out
-    assert said in printed
+    printed, rate = capsys.readouterr().out, rate or of_mode("features", "lr")
+    assert f"{rate:g} at its peak" in printed
     assert ("the default of this mode" in printed) is not bool(given)
     assert records(run, "lr") == [[rate]]
 
@@ -540,7 +562,10 @@ def test_d13_gradient_checkpointing_computes_trainable_blocks_again_and_no_other
 
             return hook
 
-        hooks = [block.attention.register_forward_hook(count(i)) if of == "bert" else block.attn.register_forward_hook(count(i)) for i, block in enumerate(blocks_of(self.saved))]
+        hooks = [
+            block.attention.register_forward_hook(count(i)) if of == "bert" else block.attn.register_forward_hook(count(i))
+            for i, block in enumerate(blocks_of(self.saved))
+        ]
         try:
             return real(self, batches)
         finally:

@@ -311,7 +311,8 @@ def test_a_run_writes_down_what_it_was(train: Train, tmp_path: Path) -> None:
     assert {"config.yaml", "resolved.yaml", "overrides.txt", "run.json", "metrics.jsonl", "train.log", "checkpoints", "final", "loss.png"} <= names
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished"
-    assert record["freezing"] == {"frozen": 0, "frozen_unchanged": 0, "trainable": 28, "trainable_moved": 28}
+    counts = {name: value for name, value in record["freezing"].items() if isinstance(value, int)}
+    assert counts == {"frozen": 0, "frozen_unchanged": 0, "trainable": 28, "trainable_moved": 28}
     assert "auto" not in (run / "resolved.yaml").read_text().replace("resume: auto", "")
 
 
