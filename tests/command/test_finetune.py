@@ -199,6 +199,19 @@ def test_final_is_whole_and_opens_with_transformers_alone(run_of: Callable[[str]
     assert json.loads((final / "head.json").read_text())["classes"] == ["animal", "outdoors", "thing"]
 
 
+def test_the_best_weights_are_exported_whole_also_what_had_not_moved_by_then(
+    finetune: Train, pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer.Trainer, "_better", lambda self, value: self.state.best is None)  # the first evaluation, in the head's phase
+    asked = ("finetune=lp_ft", "finetune.head_share=0.5", "trainer.max_steps=4", "evaluation.every_steps=2", "checkpoint.export=best")
+    run = finetune(tmp_path / "run", *asked)
+    base = safetensors.torch.load_file(pretrained("bert") / "final" / "model.safetensors")
+    final = safetensors.torch.load_file(run / "final" / "model.safetensors")
+    last = safetensors.torch.load_file(run / "checkpoints" / "last" / "model.safetensors")
+    assert any(name in final and not torch.equal(tensor, final[name]) for name, tensor in last.items())
+    assert all(torch.equal(tensor, base[f"bert.{name}"]) for name, tensor in final.items())
+
+
 @pytest.mark.parametrize("of", ["bert", "gpt"])
 def test_a_familys_own_head_opens_as_a_classifier_that_knows_the_names(finetune: Train, tmp_path: Path, of: str) -> None:
     final = finetune(tmp_path / "run", *asked("last_layers"), "model.head=family", "trainer.max_steps=2", of=of) / "final"
