@@ -34,7 +34,7 @@ from llmtrain.data.synthetic import document
 from llmtrain.data.tokenizer import Vocabulary
 from llmtrain.errors import CheckpointError, ConfigError
 from llmtrain.model import forward
-from llmtrain.model.base import Attention, Head, Model
+from llmtrain.model.base import Attention, Head, HeadKind, Model, Pooling
 from llmtrain.model.bert import BERT
 from llmtrain.model.checkpoint import Checkpoint
 from llmtrain.objective.base import IGNORED, Objective
@@ -42,6 +42,7 @@ from llmtrain.seeding import generator
 from tests.conftest import ANSWERS, TINY, Train, realdata, tiny
 
 TRAINED = {"masked_lm": BertForMaskedLM, "sentence_order": BertForNextSentencePrediction, "bert": BertForPreTraining}
+PLAIN: dict[str, Any] = {"head": HeadKind.pooled, "pooling": Pooling.auto}  # what the objectives of pretraining do not ask for
 HEADS = {"masked_lm": Head.masked_lm, "sentence_order": Head.sentence_order, "bert": Head.pretraining}
 
 
@@ -252,7 +253,7 @@ def test_final_of_a_run_elsewhere_opens_as_well(train: Train, tmp_path: Path) ->
 def both(run: Path, objective: str) -> tuple[Any, Any, dict[str, Tensor]]:
     """(as llmtrain loads it, as transformers does, a pair of segments) of a run."""
     tokenizer = tokens.load(str(run / "final"))
-    ours = Checkpoint(checkpoint=str(run)).load(tokenizer, HEADS[objective], resize=False).eval()
+    ours = Checkpoint(checkpoint=str(run), **PLAIN).load(tokenizer, HEADS[objective], resize=False).eval()
     theirs = TRAINED[objective].from_pretrained(run / "final").eval()
     return ours, theirs, dict(tokenizer("the quick fox jumps", "a lazy dog sleeps", return_tensors="pt"))
 
@@ -423,7 +424,7 @@ def test_a_head_that_nobody_trained_is_not_evaluated(tmp_path: Path, tokenizer: 
     ],
 )
 def test_a_new_head_is_made_only_where_it_may_be(tmp_path: Path, tokenizer: Any, kind: Any, head: Head, named: str) -> None:
-    model = Checkpoint(checkpoint=str(saved(tmp_path, kind(small(tokenizer)), tokenizer)))
+    model = Checkpoint(checkpoint=str(saved(tmp_path, kind(small(tokenizer)), tokenizer)), **PLAIN)
     with pytest.raises(CheckpointError, match=f"has no {named} head"):
         model.load(tokenizer, head, resize=False)
     assert model.load(tokenizer, head, resize=False, new_head=True) is not None
@@ -436,7 +437,7 @@ def test_a_body_that_misses_a_tensor_is_refused_though_a_new_head_may_be_made(tm
     weights = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if "layer.1.output.dense.weight" not in name}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="tensors of BertForMaskedLM are missing or of another shape"):
-        Checkpoint(checkpoint=str(folder)).load(tokenizer, Head.masked_lm, resize=False, new_head=True)
+        Checkpoint(checkpoint=str(folder), **PLAIN).load(tokenizer, Head.masked_lm, resize=False, new_head=True)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +453,7 @@ def test_a_body_that_misses_a_tensor_is_refused_though_a_new_head_may_be_made(tm
 )
 def test_which_heads_a_family_wears_is_what_transformers_has(tmp_path: Path, config: Any, wears: set[Head]) -> None:
     config.save_pretrained(tmp_path)
-    model = Checkpoint(checkpoint=str(tmp_path))
+    model = Checkpoint(checkpoint=str(tmp_path), **PLAIN)
     assert {head for head in Head if model.wears(head)} == wears
 
 
@@ -466,7 +467,7 @@ HEAVY = "EVQLVESGGGLVQPGGSLRLSCAASGFNIKDTYIHWVRQAPGKGLEWVARIYPTNGYTRYADSVKGRFTIS
 def test_a_real_masked_lm_knows_the_amino_acids_of_an_antibody() -> None:
     folder = realdata("sapiens-vh")
     amino = tokens.load(str(folder))
-    model = Checkpoint(checkpoint=str(folder)).load(amino, Head.masked_lm, resize=False).eval()
+    model = Checkpoint(checkpoint=str(folder), **PLAIN).load(amino, Head.masked_lm, resize=False).eval()
     asked = build(compose("pretrain", ["model=bert", "objective=masked_lm"]).config.objective, Objective, "objective")
     examples = asked.examples(Dataset.from_dict({"text": [HEAVY]}), amino, 140)
     right = targets = 0
