@@ -26,7 +26,9 @@ class RunState:
         evaluated_step: the step of the last one.
         best: value of the best metric; None before the first evaluation.
         best_step: the step it was reached at.
+        best_metric: by which it is the best.
         best_metrics: all metrics of that evaluation.
+        metrics: those of the last evaluation.
         since_best: evaluations since then.
         window: sums and counts of each loss term since the last record in metrics.jsonl.
         stop: why the run should end at the next step boundary; None: it goes on. Callbacks may set it.
@@ -44,7 +46,9 @@ class RunState:
     evaluated_step: int = 0
     best: float | None = None
     best_step: int | None = None
+    best_metric: str | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     since_best: int = 0
     window: dict[str, list[float]] = field(default_factory=dict)
     stop: str | None = None

@@ -526,13 +526,13 @@ class Trainer:
         set_modes(self.model, self._eval)
         if self._signalled():
             return  # it may have ended early; after the resume it is done again
-        self.last_metrics = self.objective.metrics(totals)
+        state.metrics = self.last_metrics = self.objective.metrics(totals)
         state.evaluations += 1
         state.evaluated_step = state.step
         state.evaluation_seconds += time.perf_counter() - began
         if self._better(self.last_metrics[self.best_metric]):
             state.best, state.best_step, state.since_best = self.last_metrics[self.best_metric], state.step, 0
-            state.best_metrics = self.last_metrics
+            state.best_metric, state.best_metrics = self.best_metric, self.last_metrics
         else:
             state.since_best += 1
         self._tell("on_evaluate", self.last_metrics)
@@ -565,6 +565,11 @@ class Trainer:
         checkpoint.load_weights(self.saved, loaded.weights, self.base)
         self.state = RunState.from_json(loaded.state["run"])
         self._moments, self._scaler = loaded.optimizer, loaded.state.get("scaler")
+        self.last_metrics = self.state.metrics
+        if self.state.best is not None and self.state.best_metric not in (None, self.best_metric):
+            log.warning("the best is now decided by %s, no longer by %s: it is looked for anew", self.best_metric, self.state.best_metric)
+            self.state.best = self.state.best_step = None
+            self.state.best_metrics, self.state.since_best = {}, 0
 
     # --- small things
 

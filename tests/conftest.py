@@ -68,6 +68,7 @@ TINY_FINETUNE = (
     "trainer.log_every_steps=2",
     "evaluation.every_steps=3",
     "checkpoint.every_steps=2",
+    "checkpoint.export=last",  # what all of the run did, and not what it had done by its best evaluation
     "threads=1",
     "device=cpu",
     "precision=fp32",

@@ -147,7 +147,15 @@ def test_a_preset_adds_no_key(path: Path) -> None:
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, options in groups().items() for o in options if g in BASES and g != "callback"])
 def test_every_shipped_option_composes_and_builds(group: str, option: str) -> None:
     extra = {"text": ["data.train=book.txt"], "hub": ["data.name=somebody/something"]}.get(option, [])
-    composed = compose("finetune", [*(["model=bert"] if group != "model" and option != "next_token" else []), *(["model=gpt"] if option == "next_token" else []), f"{group}={option}", *extra])
+    composed = compose(
+        "finetune",
+        [
+            *(["model=bert"] if group != "model" and option != "next_token" else []),
+            *(["model=gpt"] if option == "next_token" else []),
+            f"{group}={option}",
+            *extra,
+        ],
+    )
     assert parts(composed.config) is not None
 
 
@@ -173,7 +181,13 @@ def sections() -> list[Any]:
     from llmtrain import cache, checkpoint, optimizer, runtime, trainer
     from llmtrain.data.tokenizer import TokenizerSettings
 
-    listed = {"trainer": trainer.Settings, "evaluation": trainer.Evaluation, "checkpoint": checkpoint.Settings, "optimizer": optimizer.Optimizer, "cache": cache.Settings}
+    listed = {
+        "trainer": trainer.Settings,
+        "evaluation": trainer.Evaluation,
+        "checkpoint": checkpoint.Settings,
+        "optimizer": optimizer.Optimizer,
+        "cache": cache.Settings,
+    }
     return [*listed.items(), ("tokenizer", TokenizerSettings), ("", runtime.Settings)]
 
 

@@ -38,9 +38,7 @@ def finetune(encoder: Path, name: str, output: Path, *overrides: str) -> dict[st
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of the yardstick, where classes can be told apart without error
 @pytest.mark.parametrize("name", SETS)
-def test_a_head_on_frozen_features_reaches_logistic_regression_on_them(
-    encoder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_head_on_frozen_features_reaches_logistic_regression_on_them(encoder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

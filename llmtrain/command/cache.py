@@ -76,7 +76,9 @@ def _facts(about: Mapping[str, Any]) -> str:
 def _named(identity: Mapping[str, Any]) -> Iterator[str]:
     """`name=value` of the values, those of nested mappings too; of a hash its first digits."""
     for name, value in identity.items():
-        if isinstance(value, Mapping):
+        if name == "config":  # all of a model's settings: its family is enough here
+            yield f"model={value.get('model_type', '?') if isinstance(value, Mapping) else value}"
+        elif isinstance(value, Mapping):
             yield from _named(value)
         elif len(text := str(value)) <= HASH:
             yield f"{name}={text[:12] if len(text) == HASH else text}"

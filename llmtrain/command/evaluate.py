@@ -44,7 +44,7 @@ class Settings:
     Attributes:
         split: train, validation or test.
         batch_size: sequences of a forward pass.
-        max_samples: sequences to use, the first of the split; null: all.
+        max_samples: sequences to use, spread over the split, always the same ones; null: all.
         pseudo_tokens: tokens that a masked LM is asked one by one, the same ones every time; null: all; 0: none.
         output: a JSON file for the numbers; null: only the terminal.
         tokenizer: which one reads the text.
@@ -155,7 +155,7 @@ def _evaluate(machine: runtime.Runtime, model: Model, objective: Objective, data
     if not len(examples):
         raise DataError(f"the {settings.split} split is empty", allowed=", ".join(SPLITS))
     if settings.max_samples is not None:
-        examples = examples.select(range(min(settings.max_samples, len(examples))))
+        examples = examples.select(train.some(len(examples), settings.max_samples))
     outputs = None if objective.target is None else objective.outputs(data.labelled("train", objective.target))
     loaded = model.load(tokenizer, objective.head, resize=False, outputs=outputs, words=objective.asks_words)
     learner = Learner(loaded, objective).eval()

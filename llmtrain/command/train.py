@@ -30,7 +30,7 @@ from llmtrain.objective.base import Objective
 from llmtrain.optimizer import Optimizer
 from llmtrain.runtime import Runtime
 from llmtrain.schedule.base import Schedule
-from llmtrain.seeding import key
+from llmtrain.seeding import generator, key
 from llmtrain.state import RunState
 from llmtrain.trainer import Evaluation, Settings as TrainerSettings, Stage, Trainer
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from llmtrain.frozen import Cut
+    from llmtrain.frozen import Cut, Question
     from llmtrain.model.anatomy import Anatomy
 
 log = logging.getLogger("llmtrain")
@@ -47,7 +47,7 @@ log = logging.getLogger("llmtrain")
 FREE = (
     "name", "output_dir", "resume", "devices", "threads", "distributed", "callback", "evaluation", "checkpoint", "data.num_workers",
     "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.log_every_steps", "trainer.micro_batch_size",
-    "finetune.epochs", "cache", "derived.total_steps", "derived.total_tokens",
+    "finetune.lr", "finetune.epochs", "finetune.batch_size", "finetune.weight_decay", "cache", "derived.total_steps", "derived.total_tokens",
 )  # fmt: skip
 # Of these, the ones that change the bits all the same.
 BITS = ("cache.use", "cache.dtype", "devices", "threads", "trainer.micro_batch_size", "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens")
@@ -199,7 +199,11 @@ def without_effect(parts: Parts, given: set[str]) -> list[str]:
     if parts.objective.head is not Head.task:
         found |= dict.fromkeys(("model.head", "model.pooling"), "they are for the objectives of a task")
         found |= dict.fromkeys(("finetune.states", "finetune.combine", "finetune.standardise"), "the objective has a head of its own")
-    elif parts.model.head is HeadKind.family:
+    elif parts.finetune.reads[0] in ("last", "-1"):
+        found["finetune.combine"] = "one hidden state is read"
+    if not parts.finetune.trains_body:
+        found["trainer.gradient_checkpointing"] = "no block is trained"
+    if parts.objective.head is Head.task and parts.model.head is HeadKind.family:
         found |= dict.fromkeys(("model.pooling", "finetune.standardise"), "the family's own head pools as it does")
     if parts.cache is None:
         found |= dict.fromkeys(
@@ -236,7 +240,7 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
         return _start_as_rank(composed.config, overrides, verb, built.runtime)
     for line in notes:
         print(f"note: {line}")
-    name_newest(composed.config, verb)
+    name_newest(composed.config, verb, continued(built.runtime))
     if built.runtime.processes == 1:  # several find out themselves: this process then never imports torch
         runtime.check(built.runtime)
         fits(parts(composed.config))
@@ -253,18 +257,20 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
 def _start_as_rank(config: DictConfig, overrides: list[str], verb: str, settings: runtime.Settings) -> int:
     """One of several processes that torchrun or `accelerate launch` started: the main one decides the folder."""
     rank, shared = int(os.environ["RANK"]), runtime.rendezvous(settings)
-    said: tuple[Path | None, LLMTrainError | None] = (None, None)
+    said: tuple[Path | None, str | None, LLMTrainError | None] = (None, None, None)
     lock = contextlib.ExitStack()
     if rank == 0:
         try:
-            name_newest(config, verb)
+            name_newest(config, verb, continued(settings))
             folder = run_folder(verb, settings)
             lock.enter_context(runtime.locked(folder))
             write_config(folder, config, overrides)
-            said = (folder, None)
+            said = (folder, config.model.get("checkpoint"), None)
         except LLMTrainError as error:
-            said = (None, error)
-    folder_or_none, error_or_none = shared(said)
+            said = (None, None, error)
+    folder_or_none, newest, error_or_none = shared(said)
+    if newest is not None:
+        config.model.checkpoint = newest  # what the main process found; the others did not look
     with lock:
         if error_or_none is not None or folder_or_none is None:
             if rank == 0 and error_or_none is not None:
@@ -297,9 +303,18 @@ def run_as_rank(config: DictConfig, verb: str, folder: Path) -> int:
     return 0
 
 
-def name_newest(config: DictConfig, verb: str | None = None) -> None:
-    """Replace `model.checkpoint: newest` by the run that it means, and say so. What is finetuned is a pretrained one."""
+def name_newest(config: DictConfig, verb: str | None = None, folder: Path | None = None) -> None:
+    """Replace `model.checkpoint: newest` by the run that it means, and say so. What is finetuned is a pretrained one.
+
+    Args:
+        folder: of the run that is continued, which keeps the weights that it started from.
+    """
     if config.model.get("checkpoint") != "newest":
+        return
+    before = read_yaml(folder / "config.yaml") if folder is not None and (folder / "config.yaml").is_file() else None
+    if isinstance(before, dict) and isinstance(before.get("model"), dict) and before["model"].get("checkpoint"):
+        config.model.checkpoint = str(before["model"]["checkpoint"])
+        print(f"model.checkpoint as in the run that is continued: {config.model.checkpoint}")
         return
     if verb == "finetune" and not runtime.finished_runs("pretrain"):
         config.model.checkpoint = str(_small_start(config))
@@ -341,6 +356,10 @@ def _small_start(config: DictConfig) -> Path:
     """A small pretrained model where there is none yet: it shows how everything works, and no more."""
     from llmtrain.config import compose
 
+    if runtime.in_worker():
+        raise CheckpointError(
+            "model.checkpoint=newest: there is no pretrained run below runs/ yet", fix="`llmtrain pretrain` first, or model.checkpoint=FOLDER"
+        )
     overrides = [*_small_overrides(config), "name=small_start", f"device={config.device}", f"threads={config.threads}"]
     print("there is no pretrained run below runs/ yet: a small model is pretrained first. It shows how things work; model.checkpoint=FOLDER takes a real one")
     print(f"  llmtrain pretrain {' '.join(overrides)}")
@@ -518,8 +537,16 @@ def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedToken
             fix="a larger data.validation_fraction, more documents, or data.validation=FILE",
         )
     if built.evaluation.max_samples is not None:
-        validation = validation.select(range(min(built.evaluation.max_samples, len(validation))))
+        chosen = some(len(validation), built.evaluation.max_samples)
+        validation = validation.select(chosen)
+        if built.objective.target is not None:  # the baselines judge the same rows
+            rows["validation"] = rows["validation"].select(chosen)
     return tokenizer, stages, validation, rows
+
+
+def some(number: int, wanted: int) -> list[int]:
+    """`wanted` of `number` rows, spread over all of them, always the same: the first ones of a file that is sorted are of one kind."""
+    return sorted(map(int, generator(0, "samples").permutation(number)[:wanted]))
 
 
 def _noted(built: Parts, examples: Dataset) -> str:
@@ -619,16 +646,25 @@ def _wear_pooled_head(built: Parts, model: PreTrainedModel, outputs: Outputs) ->
 
     address, combine = built.finetune.reads
     states = state_numbers(address, int(model.config.num_hidden_layers))
-    worn = heads.pooled_head(model)
-    if worn is not None and (worn.states == states or address == "last"):
+    kind, worn = kind_of(built.objective), heads.pooled_head(model)
+    if worn is not None and worn.task == kind and (worn.states == states or (address == "last" and not built.finetune.trains_body)):
+        log.info("the head goes on from the one beside the weights (%s of states %s)", worn.pooling.value, ", ".join(map(str, worn.states)))
         return
+    if worn is not None:
+        log.info("the head beside the weights answers another question or reads other states: a new one takes its place")
     pooling = built.model.pooling
     if pooling is Pooling.auto:
         trained = built.finetune.trains_body and built.model.attention is Attention.causal
         pooling = Pooling.last if trained else Pooling.mean
     head = heads.PooledHead(int(model.config.hidden_size), outputs, pooling=pooling, states=states, combine=heads.Combine[combine])
+    head.task = kind
     heads.attach(model, head)
     say_fresh(model, (f"{heads.NAME}.{name}" for name, _ in head.named_parameters()))
+
+
+def kind_of(objective: Objective) -> str:
+    """The name under which a config chooses an objective."""
+    return type(objective).__module__.rpartition(".")[2]
 
 
 def _name_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -734,7 +770,7 @@ def _compute_once(
             stages=job.stages, validation=job.validation, machine=machine,
             passes=job.total_steps / job.stages[0].order.per_epoch, evaluations=1 if job.every is None else max(1, job.total_steps // job.every),
         )  # fmt: skip
-        cut = machine.broadcast(question.plan())
+        cut = _planned(machine, question)
         if cut is None and settings.use is cache.Use.always:
             why = "every block moves in some phase" if built.objective.static else "the objective draws its inputs anew in every epoch"
             raise ConfigError(f"cache.use=always: {why}, so nothing can be computed once", fix="cache.use=auto")
@@ -810,6 +846,20 @@ def _trainer(
     )
 
 
+def _planned(machine: Runtime, question: Question) -> Cut | None:
+    """The main process decides: it alone looks at the disk, and what is wrong is wrong for all."""
+    said: tuple[Cut | None, LLMTrainError | None] = (None, None)
+    if machine.main:
+        try:
+            said = (question.plan(), None)
+        except LLMTrainError as error:
+            said = (None, error)
+    cut, error_or_none = machine.broadcast(said)
+    if error_or_none is not None:
+        raise error_or_none
+    return cut  # type: ignore[no-any-return]
+
+
 def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrainedTokenizerBase, cut: Cut | None) -> dict[str, Any]:
     """The config with every `auto` replaced, and what follows from it and the data."""
     from llmtrain.data import store, tokenizer as tokens
@@ -879,6 +929,8 @@ def _already_complete(machine: Runtime, job: Trainer, resume: Path) -> bool:
     state = checkpoint.run_state(resume)
     if state.step < job.total_steps and not state.stop:
         return False
+    if files.problem(job.folder / "final") is not None:
+        return False  # killed between the last checkpoint and final/: what is left to do is done now
     machine.console.print(f"already complete: {state.step} of {job.total_steps} updates done{f' ({state.stop})' if state.stop else ''}; nothing to do")
     return True
 
@@ -966,7 +1018,7 @@ def _baselines(built: Parts, job: Trainer, rows: dict[str, Dataset]) -> dict[str
     """What knows nothing of the model gives on the validation examples that were judged."""
     if built.objective.target is None or job.validation is None:
         return {}
-    return built.objective.baselines(rows["train"], rows["validation"].select(range(len(job.validation))))
+    return built.objective.baselines(rows["train"], rows["validation"])
 
 
 def _proof(job: Trainer, started: dict[str, str], anatomy: Anatomy) -> dict[str, Any]:

@@ -141,6 +141,8 @@ def writable(path: Path) -> Path:
     """
     if path.suffix.lower() not in WRITTEN:
         raise DataError(f"output={path}: files that end in {path.suffix or 'no suffix'!r} are not written", allowed=", ".join(WRITTEN))
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"output={path}: there is no folder {path.absolute().parent}", fix="make it first, or name another")
     return path
 
 

@@ -69,7 +69,7 @@ def _kept(name: str, make: Callable[[Dataset, Dataset], dict[str, float]], train
 def _classification(train: Dataset, judged: Dataset) -> dict[str, float]:
     import numpy as np
 
-    (texts, labels), (asked, true) = _answered(train, Target.label), _answered(judged, Target.label)
+    (texts, labels), (asked, true) = _answered(train, Target.label, LIMIT), _answered(judged, Target.label)
     if not len(labels) or not len(true):
         return {}
     found = {"majority": np.full(len(true), np.bincount(labels).argmax())}
@@ -84,7 +84,7 @@ def _regression(train: Dataset, judged: Dataset) -> dict[str, float]:
     import numpy as np
     from sklearn.linear_model import Ridge
 
-    (texts, given), (asked, true) = _answered(train, Target.score), _answered(judged, Target.score)
+    (texts, given), (asked, true) = _answered(train, Target.score, LIMIT), _answered(judged, Target.score)
     if not len(given) or not len(true):
         return {}
     found = {"mean_rmse": scores.rmse(np.full(len(true), given.mean()), true)}
@@ -99,7 +99,7 @@ def _multiple_choice(train: Dataset, judged: Dataset) -> dict[str, float]:
     """The bag of words tells right choices from wrong ones by their words and by those that the text has too; the best one of a row counts."""
     import numpy as np
 
-    (texts, labels), (asked, true) = _answered(train, Target.choice), _answered(judged, Target.choice)
+    (texts, labels), (asked, true) = _answered(train, Target.choice, LIMIT), _answered(judged, Target.choice)
     if not len(labels) or not len(true):
         return {}
     numbers = np.array([len(row) for row in asked])
@@ -113,16 +113,16 @@ def _multiple_choice(train: Dataset, judged: Dataset) -> dict[str, float]:
     return found
 
 
-def _answered(rows: Dataset, target: Target) -> tuple[list[Any], np.ndarray]:
-    """Texts and answers of the rows that have one, at most LIMIT of them: a row's texts, or a pair of words for each of its choices."""
+def _answered(rows: Dataset, target: Target, limit: int | None = None) -> tuple[list[Any], np.ndarray]:
+    """Texts and answers of the rows that have one, at most `limit` of them: a row's texts, or a pair of words for each of its choices."""
     import numpy as np
 
     from llmtrain.seeding import generator
 
     given = tasks.answers(rows, target)
     kept = np.flatnonzero(~np.isnan(given) if target is Target.score else given != IGNORED)
-    if len(kept) > LIMIT:
-        kept = np.sort(generator(0, "baselines").choice(kept, LIMIT, replace=False))
+    if limit is not None and len(kept) > limit:
+        kept = np.sort(generator(0, "baselines").choice(kept, limit, replace=False))
     chosen = rows.select(kept)
     first, second = chosen["text"], chosen["second"] if "second" in chosen.column_names else None
     if target is not Target.choice:

@@ -249,7 +249,8 @@ def batch(
     if asked is None:
         return Batch({}, labels, counts, {"tokens": sum(int(e["length"]) for e in examples)}, samples)
     rows = [framed(segments, vocabulary) for of in asked for segments in of]
-    sizes = {"tokens": sum(len(row.inputs) for row in rows)}
+    # As the order and the budget count them: by the longest sequence of each row, whatever else it has.
+    sizes = {"tokens": sum(int(e["length"]) for e in examples)}
     return Batch(masking.padded(rows), labels, counts, sizes, samples)
 
 

@@ -97,7 +97,7 @@ def test_perplexity_and_bits_per_byte_are_those_of_a_tiny_text_by_hand(evaluate:
     assert numbers["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
 
 
-def test_max_samples_takes_the_first_sequences(evaluate: Evaluate) -> None:
+def test_max_samples_takes_so_many_sequences_always_the_same(evaluate: Evaluate) -> None:
     numbers = evaluate("max_samples=3")
     assert numbers["next_token_targets"] == 3 * 16
     assert numbers == evaluate("max_samples=3")

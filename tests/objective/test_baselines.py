@@ -120,11 +120,11 @@ def test_they_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert baselines.classification(train, judged) == first
 
 
-def test_of_very_many_rows_a_fixed_draw_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "LIMIT", 10)
-    taken = [baselines._answered(sentiment(40, 0), baselines.Target.label) for _ in range(2)]
+def test_of_very_many_training_rows_a_fixed_draw_is_taken_and_of_those_that_are_judged_all() -> None:
+    taken = [baselines._answered(sentiment(40, 0), baselines.Target.label, 10) for _ in range(2)]
     assert len(taken[0][0]) == len(taken[0][1]) == 10
     assert taken[0][0] == taken[1][0]
+    assert len(baselines._answered(sentiment(40, 0), baselines.Target.label)[0]) == 40
 
 
 @pytest.mark.realdata
