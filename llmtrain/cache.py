@@ -490,6 +490,7 @@ def prefix_maker(
     import torch
 
     from llmtrain.model.anatomy import prefix
+    from llmtrain.model.base import evaluating
 
     # Keys and values for later tokens would be kept for nothing; and with them some families miss the borders of documents.
     extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
@@ -504,18 +505,6 @@ def prefix_maker(
         return [rows[end - count : end] for end, count in zip(accumulate(counts), counts, strict=True)]
 
     return make
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """eval(), and afterwards each module in the mode that it had."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 # --- looking and clearing -----------------------------------------------------------------------------------------

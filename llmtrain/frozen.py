@@ -22,7 +22,7 @@ from llmtrain.data import loader, store, tokenizer as tokens
 from llmtrain.errors import ConfigError
 from llmtrain.finetune.base import Phase
 from llmtrain.model import anatomy as parts, forward
-from llmtrain.model.base import require_separation
+from llmtrain.model.base import evaluating, require_separation
 from llmtrain.model.head import NAME, PooledHead, pooled_head
 from llmtrain.objective.base import Batch, Draw, Objective
 from llmtrain.seeding import generator
@@ -250,7 +250,7 @@ def _vector_maker(
 
     def make(samples: list[int]) -> list[list[torch.Tensor]]:
         inputs, _, counts = inputs_of(samples)
-        with cache.evaluating(model), torch.no_grad(), context():
+        with evaluating(model), torch.no_grad(), context():
             found = forward.vectors(model, **{name: value.to(device) for name, value in inputs.items()}).flatten(1).float().cpu()
         rows: Iterator[torch.Tensor] = iter(found)
         return [[next(rows)[None] for _ in range(count)] for count in counts]
@@ -282,7 +282,7 @@ def standardise(
     rows = stage.train.with_format("arrow")
     model.to(machine.accelerator.device)
     try:
-        with cache.evaluating(model), torch.no_grad(), machine.accelerator.autocast():
+        with evaluating(model), torch.no_grad(), machine.accelerator.autocast():
             for i in range(0, len(chosen), batch_size):
                 batch = objective.collate(loader.read_rows(rows, chosen[i : i + batch_size]), Draw(seed, "eval"), vocabulary)
                 batch = stage.computed.into(batch) if stage.computed is not None else batch

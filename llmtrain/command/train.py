@@ -25,7 +25,7 @@ from llmtrain.data.base import Data, Target
 from llmtrain.data.tokenizer import TOKENS, TRAINED, TokenizerSettings
 from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError, LLMTrainError, Stopped, printable
 from llmtrain.finetune.base import Finetune, Phase
-from llmtrain.model.base import Attention, Head, HeadKind, Model, Outputs, Pooling, no_separation
+from llmtrain.model.base import Attention, Combine, Head, HeadKind, Model, Outputs, Pooling, no_separation
 from llmtrain.objective.base import Objective
 from llmtrain.optimizer import Optimizer
 from llmtrain.runtime import Runtime
@@ -656,7 +656,7 @@ def _wear_pooled_head(built: Parts, model: PreTrainedModel, outputs: Outputs) ->
     if pooling is Pooling.auto:
         trained = built.finetune.trains_body and built.model.attention is Attention.causal
         pooling = Pooling.last if trained else Pooling.mean
-    head = heads.PooledHead(int(model.config.hidden_size), outputs, pooling=pooling, states=states, combine=heads.Combine[combine])
+    head = heads.PooledHead(int(model.config.hidden_size), outputs, pooling=pooling, states=states, combine=Combine[combine])
     head.task = kind
     heads.attach(model, head)
     say_fresh(model, (f"{heads.NAME}.{name}" for name, _ in head.named_parameters()))

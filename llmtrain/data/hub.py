@@ -113,17 +113,8 @@ class Hub(Documents):
                 kept[name] = store.stored("hub-labelled", parts, make, labelled.features(target, columns.second is not None))
                 if not len(kept[name]):
                     raise DataError(f"{self.name}: the split {split!r} has no labelled rows", fix="name another split, or text_column")
-        return Labelled(
-            target=target,
-            sources=kept,
-            files={name: [f"{self.name}: {self._named[name]}"] for name in kept},
-            validation_fraction=self.validation_fraction,
-            test_fraction=self.test_fraction,
-            on_overlap=self.on_overlap,
-            origin=self.origin(),
-            answer=columns.answer,
-            columns=columns.said(),
-            place=_place,
+        return labelled.of(
+            self, target, kept, {name: [f"{self.name}: {self._named[name]}"] for name in kept}, answer=columns.answer, columns=columns.said(), place=_place
         )
 
     def _columns(self) -> Iterator[dict[str, str]]:

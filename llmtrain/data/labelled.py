@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, Features
 
+    from llmtrain.data.documents import Documents
+
 T = TypeVar("T")
 WHOLE = re.compile(r"-?\d+", re.ASCII)
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
@@ -447,3 +449,20 @@ def _uniform(names: Counter[str]) -> Callable[[str], bool]:
     whole = sum(number for name, number in names.items() if WHOLE.fullmatch(name))
     mostly = 2 * whole > names.total()
     return lambda name: bool(WHOLE.fullmatch(name)) or not (mostly or (whole and NUMBER.fullmatch(name)))
+
+
+def of(data: Documents, target: Target, sources: Mapping[str, Dataset], files: Mapping[str, Sequence[str]], **about: Any) -> Labelled:
+    """The labelled rows of a kind of data, under its own fractions and its rule for overlaps.
+
+    Args:
+        about: origin, answer, columns, place, where they are not the kind's own origin and the defaults.
+    """
+    return Labelled(
+        target=target,
+        sources=sources,
+        files=files,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        on_overlap=data.on_overlap,
+        **{"origin": data.origin(), **about},
+    )

@@ -104,13 +104,11 @@ class PyDocs(Documents):
         rows = store.stored("pydocs-labelled", parts, make, labelled.features(target, pairs=False))
         if len(rows) < MIN_DOCUMENTS:
             raise self._stripped(len(rows))
-        return Labelled(
-            target=target,
-            sources={"train": rows},
-            files={"train": [str(path) for _, path, _ in files]},
-            validation_fraction=self.validation_fraction,
-            test_fraction=self.test_fraction,
-            on_overlap=self.on_overlap,
+        return labelled.of(
+            self,
+            target,
+            {"train": rows},
+            {"train": [str(path) for _, path, _ in files]},
             origin=f"{_python()} standard library",
             answer="family",
             columns="a docstring's family of modules, its own module's name removed, split by file",

@@ -156,15 +156,22 @@ def read(source: Source, *, column: str, documents: Unit, encoding: str) -> Gene
         DataError: naming the file, the line or row, and what stands there.
     """
     path = source.path
-    with reading(path):
+    with _steady(source):
         if path.suffix.lower() == ".parquet":
             yield from _parquet(path, column)
         else:
             with _decoding(path, encoding), _opened(path, encoding) as file:
                 for where, chunks in READERS[path.suffix.lower()](path, file, column, documents):
                     yield where, chunks and _guarded(path, encoding, chunks)
-        if look(path) != source:
-            raise DataError(f"{path}: changed while it was read", fix="start again when nothing writes to it")
+
+
+@contextlib.contextmanager
+def _steady(source: Source) -> Iterator[None]:
+    """Reading a file to its end; DataError where it is then another one than was looked at."""
+    with reading(source.path):
+        yield
+        if look(source.path) != source:
+            raise DataError(f"{source.path}: changed while it was read", fix="start again when nothing writes to it")
 
 
 def _guarded(path: Path, encoding: str, chunks: Iterable[str]) -> Iterator[str]:
@@ -368,14 +375,12 @@ def records(source: Source, wanted: Mapping[str, str], encoding: str) -> Generat
         DataError: naming the file, the line or row, and what stands there.
     """
     path = source.path
-    with reading(path):
+    with _steady(source):
         if path.suffix.lower() == ".parquet":
             yield from _parquet_records(path, wanted)
         else:
             with _decoding(path, encoding), _opened(path, encoding) as file:
                 yield from (_csv_records if path.suffix.lower() == ".csv" else _json_records)(path, file, wanted)
-        if look(path) != source:
-            raise DataError(f"{path}: changed while it was read", fix="start again when nothing writes to it")
 
 
 def _json_records(path: Path, file: TextIO, wanted: Mapping[str, str]) -> Iterator[Record]:

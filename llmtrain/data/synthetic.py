@@ -76,15 +76,8 @@ class Synthetic(Documents):
 
         parts = {"documents": self.documents, "words": self.words, "seed": self.seed, "pairs": self.pairs, "target": target.name}
         make = partial(labelled.rows, [self._rows(target)], target, self.pairs)
-        return Labelled(
-            target=target,
-            sources={"train": store.stored("synthetic-labelled", parts, make, labelled.features(target, self.pairs))},
-            files={"train": ["synthetic"]},
-            validation_fraction=self.validation_fraction,
-            test_fraction=self.test_fraction,
-            on_overlap=self.on_overlap,
-            origin=self.origin(),
-        )
+        rows = store.stored("synthetic-labelled", parts, make, labelled.features(target, self.pairs))
+        return labelled.of(self, target, {"train": rows}, {"train": ["synthetic"]})
 
     def _rows(self, target: Target) -> Generator[labelled.Row, None, None]:
         from llmtrain.seeding import generator

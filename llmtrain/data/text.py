@@ -104,16 +104,8 @@ class Text(Documents):
             kept[name] = store.stored("labelled", parts, make, labelled.features(target, columns.second is not None))
             if not len(kept[name]):
                 raise DataError(f"data.{name} has no labelled rows in {', '.join(str(s.path) for s in sources[:3])}", fix="give files with rows in them")
-        return Labelled(
-            target=target,
-            sources=kept,
-            files={name: [str(s.path) for s in sources] for name, sources in self._files.items()},
-            validation_fraction=self.validation_fraction,
-            test_fraction=self.test_fraction,
-            on_overlap=self.on_overlap,
-            origin=self.origin(),
-            answer=columns.answer,
-            columns=columns.said(),
+        return labelled.of(
+            self, target, kept, {name: [str(s.path) for s in sources] for name, sources in self._files.items()}, answer=columns.answer, columns=columns.said()
         )
 
     def _columns(self, target: Target) -> Columns:

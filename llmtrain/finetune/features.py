@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from llmtrain.errors import require
 from llmtrain.finetune.address import ADDRESSES, is_address
 from llmtrain.finetune.base import Phase, Untying
+from llmtrain.model.base import Combine
 
 if TYPE_CHECKING:
     from llmtrain.model.anatomy import Anatomy
-
-
-class Combine(Enum):
-    """How several hidden states become one vector, as in BERT's table 7."""
-
-    concat = "concat"
-    sum = "sum"
-    weighted = "weighted"  # a sum whose weights are trained
 
 
 @dataclass(frozen=True, kw_only=True)

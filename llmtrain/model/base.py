@@ -7,7 +7,8 @@ initial numbers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 from llmtrain.errors import ConfigError, require
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -68,6 +70,14 @@ class Pooling(Enum):
     last = "last"  # the last token's
     max = "max"  # the largest of each number
     pooler = "pooler"  # what the family's own pooler makes of the first token
+
+
+class Combine(Enum):
+    """How the vectors of several hidden states become one: Devlin et al. 2018, table 7; Peters et al. 2018, equation 1."""
+
+    concat = "concat"
+    sum = "sum"
+    weighted = "weighted"  # a sum whose weights (softmax) are trained
 
 
 @dataclass(frozen=True)
@@ -242,6 +252,18 @@ def require_separation(model: PreTrainedModel) -> None:
         raise no_separation(type(model).__name__)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """eval(), and afterwards each module in the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def take_over(twin: PreTrainedModel, model: PreTrainedModel) -> None:
     """Let a twin of a model, which shares its parameters, count as what the model was found to be."""
     if model in _SEPARATES:
@@ -263,12 +285,6 @@ def _separates(model: PreTrainedModel) -> bool:
 
     body, device = model.base_model, model.get_input_embeddings().weight.device
     ids, positions = torch.tensor([[[0, 1, 2, 3]], [[3, 0, 2, 3]]], device=device), torch.tensor([[0, 1, 0, 1]], device=device)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            first, second = (body(input_ids=row, position_ids=positions, use_cache=False).last_hidden_state[:, 2:] for row in ids)
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), torch.no_grad():
+        first, second = (body(input_ids=row, position_ids=positions, use_cache=False).last_hidden_state[:, 2:] for row in ids)
     return torch.equal(first, second)

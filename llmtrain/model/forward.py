@@ -18,7 +18,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from llmtrain.model.base import take_over
+from llmtrain.model.base import evaluating, take_over
 from llmtrain.model.head import last_token, pool, pooled_head
 
 if TYPE_CHECKING:
@@ -316,7 +316,7 @@ def _probed(model: PreTrainedModel) -> Reach:
         return _ramp(output)
 
     device = head.weight.device
-    with _evaluating(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with evaluating(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
         states = hidden_states(model, **_tiny(device))
         hook = head.register_forward_hook(answer)
         try:
@@ -342,18 +342,6 @@ def _tiny(device: torch.device) -> dict[str, Tensor]:
 
 def _ramp(like: Tensor) -> Tensor:
     return torch.linspace(-100, 100, like.numel(), device=like.device).view(like.shape).to(like.dtype)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """eval(), and afterwards each module in the mode that it had."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _no_cache(module: nn.Module) -> dict[str, bool]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.errors import CheckpointError
-from llmtrain.model.base import HEAD_FILE, Outputs, Pooling
+from llmtrain.model.base import HEAD_FILE, Combine, Outputs, Pooling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,14 +29,6 @@ NAME = "pooled"
 FILES = (HEAD_FILE, "head.safetensors")
 SMALL = 1e-6  # a number of this spread or less is the same in every sequence: it is centred, not blown up
 INITIAL = 0.02  # standard deviation of the initial weights, as of BERT's own heads
-
-
-class Combine(Enum):
-    """How the vectors of several hidden states become one: Devlin et al. 2018, table 7; Peters et al. 2018, equation 1."""
-
-    concat = "concat"
-    sum = "sum"
-    weighted = "weighted"  # a sum whose weights (softmax) are trained
 
 
 class PooledHead(nn.Module):

@@ -12,46 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmtrain.config import build
 from llmtrain.data import documents, readers, store
-from llmtrain.data.base import Data
-from llmtrain.data.text import Text
 from llmtrain.errors import ConfigError, DataError
+from tests.data.files import text
 
-DEFAULTS: dict[str, Any] = {
-    "kind": "text",
-    "train": "train.txt",
-    "validation": None,
-    "test": None,
-    "text_column": None,
-    "second_column": None,
-    "label_column": None,
-    "choice_columns": None,
-    "documents": "line",
-    "encoding": "utf-8",
-    "max_length": 16,
-    "short_length": None,
-    "short_fraction": 0.9,
-    "validation_fraction": 0.1,
-    "test_fraction": 0.1,
-    "on_overlap": "warn",
-    "num_workers": 0,
-}
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the test is in, with a store of its own."""
-    monkeypatch.setenv("LLMTRAIN_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "files").mkdir()
-    monkeypatch.chdir(tmp_path / "files")
-    return tmp_path / "files"
-
-
-def text(**settings: Any) -> Text:
-    built = build(DEFAULTS | settings, Data, "data")  # type: ignore[type-abstract]
-    assert isinstance(built, Text)
-    return built
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def write(name: str, content: str | bytes) -> str:

@@ -48,9 +48,9 @@ from transformers import (
 )
 
 from llmtrain.model import anatomy, forward
-from llmtrain.model.base import Outputs, Pooling
+from llmtrain.model.base import Combine, Outputs, Pooling
 from llmtrain.model.forward import Reach
-from llmtrain.model.head import Combine, PooledHead, attach, pool, pooled_head
+from llmtrain.model.head import PooledHead, attach, pool, pooled_head
 
 V, W = 61, 32
 SMALL = {"vocab_size": V, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}

@@ -16,8 +16,8 @@ from transformers import BertConfig, BertModel
 
 from llmtrain.errors import CheckpointError
 from llmtrain.model import head as heads
-from llmtrain.model.base import Outputs, Pooling
-from llmtrain.model.head import Combine, PooledHead, last_token, pool
+from llmtrain.model.base import Combine, Outputs, Pooling
+from llmtrain.model.head import PooledHead, last_token, pool
 
 W, K = 12, 3
 LENGTHS = [7, 3, 5, 1]
