@@ -155,8 +155,10 @@ def decide(
     cost = f"{passes:.3g} passes cost {once:.3g} forwards of one block instead of {again:.3g}"
     if settings.use is Use.always:
         return Decision(True, f"cache.use=always: {what}; {cost}", gigabytes)
-    if pooled or again >= WORTH * once:  # a head of its own is trained in memory, for many epochs
+    if again >= WORTH * once:
         return Decision(True, f"{what}, are computed once: {cost}", gigabytes)
+    if pooled:  # small, and what other seeds, rates and heads ask for again
+        return Decision(True, f"{what}, are computed once, for later runs: in this one {cost}", gigabytes)
     return Decision(False, f"{what}, would not pay: {cost}", gigabytes)
 
 

@@ -580,6 +580,13 @@ def test_auto_decides_by_cost(depth: int, passes: float, changed: dict[str, Any]
     assert depth == 0 or f"{passes} passes cost" in found.why
 
 
+@pytest.mark.parametrize(("passes", "said"), [(20, "are computed once: 20 passes"), (0.1, "are computed once, for later runs: in this one 0.1 passes")])
+def test_vectors_are_stored_also_where_it_pays_in_later_runs_alone_and_that_is_said(passes: float, said: str) -> None:
+    found = decide(settings(), depth=6, passes=passes, **{**MEASURED, "pooled": True})
+    assert found.use
+    assert said in found.why
+
+
 @pytest.mark.parametrize(("depth", "passes", "measured"), [(6, 3, 2.8), (5, 3, 1.65), (4, 3, 1.36), (2, 3, 1.09), (4, 5, 1.48), (2, 10, 1.13), (4, 1, 0.97)])
 def test_the_cost_model_agrees_with_what_was_measured_to_a_tenth(depth: int, passes: int, measured: float) -> None:
     again, once = cache._costs(depth, 6, False, passes, 284_000, 384, 0.218, False, cache.FLOPS)

@@ -127,7 +127,7 @@ def _report(model: Model, objective: Objective, data: Data, settings: Settings, 
     with runtime.logging_to(machine, None):
         totals, further = _evaluate(machine, model, objective, data, settings)
     numbers = {**objective.metrics(totals), **further}
-    counts = {f"{term}_targets": int(count) for term, count in totals.counts.items()}
+    counts = {f"{term}_targets": int(count) for term, count in totals.counts.items() if objective.weights[term]}
     table = Table(show_header=False)
     for label, value in {**numbers, **counts}.items():
         table.add_row(label.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.6g}")

@@ -16,7 +16,7 @@ import yaml
 
 from llmtrain.cli import main
 from llmtrain.data import tokenizer as tokens
-from tests.conftest import ANSWERS, TINY, TINY_FINETUNE, Pretrained, realdata, tiny
+from tests.conftest import ANSWERS, TINY, TINY_FINETUNE, Pretrained, Train, realdata, tiny
 
 
 @pytest.fixture(scope="module")
@@ -375,6 +375,14 @@ def test_a_head_of_other_classes_than_the_data_exits_4_with_both(
 def test_other_data_with_the_same_classes_is_evaluated(finetuned: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     numbers = Evaluate(finetuned(name), tmp_path, capsys)(*rows_of(tmp_path, "animal", "thing", "outdoors"))
     assert numbers["class_targets"] == 8
+
+
+def test_a_term_without_weight_is_not_counted_among_the_targets(finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finetune(tmp_path / "run", "trainer.max_steps=2")
+    assert main(["evaluate", f"model.checkpoint={run}", "threads=1", "device=cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "class targets" in said
+    assert "lm targets" not in said
 
 
 def test_a_model_without_a_head_of_a_task_is_sent_to_finetune(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
