@@ -32,7 +32,7 @@ def estimate(config: PretrainedConfig, head: Head = Head.next_token) -> Estimate
     import torch
 
     with torch.device("meta"):  # a copy of the config: from_config notes the type in it
-        model = auto_class(head).from_config(copy.deepcopy(config), dtype=torch.float32)
+        model = auto_class(head).from_config(copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False)
     return Estimate(sum(p.numel() for p in model.parameters()))
 
 

@@ -49,6 +49,11 @@ def write_json(path: Path, content: Any) -> None:
     sync_folder(path.parent)
 
 
+def size(folder: Path) -> int:
+    """Bytes of all files below a folder; of two names for one file, each."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
 def sync_folder(path: Path) -> None:
     """Make a rename inside `path` last; file systems and systems that cannot sync a folder are left alone."""
     with contextlib.suppress(OSError):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llmtrain")
 
+OUTPUT = "output.log"  # in the folder of a sweep's member: what its process printed, from before the run began
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 # Below this width fp32 is taken: toys where the casts of autocast can cost more than bf16 products gain. At 64 bf16 ran
 # at 1.96 times the tokens/s of fp32 (vocabulary 8,192; `scripts/benchmark precision`); narrower was not measured.
@@ -531,6 +532,15 @@ def stopping_on_signals(event: threading.Event) -> Iterator[None]:
 # --- several processes --------------------------------------------------------------------------------------------
 
 
+def path_of_their_own() -> None:
+    """Let Pythons that this process starts not import from the working directory, unless this one does.
+
+    `python -m` and `python -c` put it first: a user's random.py or datasets.py there would be run in place of the real one.
+    """
+    if not {"", os.getcwd()} & set(sys.path):
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+
 def in_worker() -> bool:
     """Whether a launcher (torchrun, accelerate launch, ours) started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
@@ -565,6 +575,7 @@ def launch(folder: Path, verb: str, settings: Settings) -> int:
     Signals go on to all of them; the exit code of torchrun itself is 1 whatever happened.
     """
     results(folder)
+    path_of_their_own()
     environment = {**os.environ, "LLMTRAIN_LAUNCHED": "1"}
     threads = decide_threads(settings.threads, settings.processes)
     environment.setdefault("OMP_NUM_THREADS", str(threads))

@@ -104,12 +104,14 @@ class Evaluation:
         best_metric: the metric that decides which checkpoint is best, and early stopping; null: the objective's own choice.
         batch_size: sequences of a forward pass on one device; null: as in training.
         max_samples: sequences of the validation split to use, the same ones every time; null: all.
+        test: whether the weights that are exported are held against the test split, once, at the end.
     """
 
     every_steps: float | None
     best_metric: str | None
     batch_size: int | None
     max_samples: int | None
+    test: bool
 
     def __post_init__(self) -> None:
         whole = self.every_steps is None or 0 < self.every_steps < 1 or (self.every_steps >= 1 and float(self.every_steps).is_integer())
@@ -269,7 +271,8 @@ class Trainer:
         stages: the examples, until when.
         model: the whole one; `run_on` may give a part of it that runs instead and shares its parameters.
         frozen: given the trainable parameters, the names of the modules that stay in eval().
-        validation_computed: what frozen layers made of the validation examples.
+        test: examples that the exported weights are held against, once.
+        validation_computed, test_computed: what frozen layers made of the validation and test examples.
         base: the weights that the run started from, which checkpoints then leave out.
         resume: the checkpoint to go on from.
     """
@@ -292,7 +295,9 @@ class Trainer:
     num_workers: int
     frozen: Callable[[Collection[str]], Collection[str]]
     config: dict[str, Any] = field(default_factory=dict)
+    test: Dataset | None = None
     validation_computed: Computed | None = None
+    test_computed: Computed | None = None
     base: checkpoint.Base | None = None
     resume: Path | None = None
 
@@ -306,12 +311,14 @@ class Trainer:
         self.total_tokens = _tokens(self.legs)
         self.micro_size = self.settings.micro_size(self.runtime.world)
         self.last_metrics: dict[str, float] = {}
+        self.last_totals: Totals | None = None
+        self.best_totals: Totals | None = None
         self._moments: Mapping[str, Mapping[str, torch.Tensor]] = {}
         self._scaler: dict[str, Any] | None = None
 
-    def run_on(self, model: PreTrainedModel, stages: list[Stage], validation_computed: Computed | None) -> None:
+    def run_on(self, model: PreTrainedModel, stages: list[Stage], validation_computed: Computed | None, test_computed: Computed | None = None) -> None:
         """Go on with a part of the model, on what the rest of it made of the examples."""
-        self.model, self.stages, self.validation_computed = model, stages, validation_computed
+        self.model, self.stages, self.validation_computed, self.test_computed = model, stages, validation_computed, test_computed
         self.legs = self._legs_from_here()
 
     def fit(self) -> RunState:
@@ -333,11 +340,26 @@ class Trainer:
         finally:
             self._tell("on_end")
         if self.state.stop == SIGNAL and self.state.step < self.total_steps:
-            raise Stopped(
-                f"stopped by a signal after step {self.state.step}; the checkpoint is saved",
-                fix=f"the same command with output_dir={self.folder} goes on from here",
-            )
+            raise self._stopped()
         return self.state
+
+    def judge(self, examples: Dataset, computed: Computed | None) -> Totals:
+        """What the weights give, as they are now after `fit`, on all processes together.
+
+        Raises:
+            Stopped: a signal came; the same command does it again.
+        """
+        self.model.eval()
+        totals = evaluate(self._call, self.objective, examples, self.vocabulary, self.runtime, self.evaluation.batch_size or self.micro_size, computed)
+        if self._signalled():
+            raise self._stopped()
+        return totals
+
+    def _stopped(self) -> Stopped:
+        return Stopped(
+            f"stopped by a signal after step {self.state.step}; the checkpoint is saved",
+            fix=f"the same command with output_dir={self.folder} goes on from here",
+        )
 
     # --- one leg
 
@@ -527,12 +549,14 @@ class Trainer:
         if self._signalled():
             return  # it may have ended early; after the resume it is done again
         state.metrics = self.last_metrics = self.objective.metrics(totals)
+        self.last_totals = totals
         state.evaluations += 1
         state.evaluated_step = state.step
         state.evaluation_seconds += time.perf_counter() - began
         if self._better(self.last_metrics[self.best_metric]):
             state.best, state.best_step, state.since_best = self.last_metrics[self.best_metric], state.step, 0
             state.best_metric, state.best_metrics = self.best_metric, self.last_metrics
+            self.best_totals = totals
         else:
             state.since_best += 1
         self._tell("on_evaluate", self.last_metrics)

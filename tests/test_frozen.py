@@ -58,6 +58,7 @@ ASKED = {
     "next_token of documents": (*WORDS, "objective.document_attention=true"),
 }
 STEPS = 4
+SETS = 3  # training, validation and test, each an entry
 
 
 @dataclass
@@ -78,6 +79,7 @@ class Started:
 
 
 Start = Callable[..., Started]
+Ask = Callable[..., frozen.Question]
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -110,20 +112,37 @@ def parts(*overrides: str) -> recipe.Parts:
 
 
 @pytest.fixture
-def begin(pretrained: Pretrained, tmp_path: Path) -> Start:
-    """begin(*overrides, of="gpt") → a finetuning run, just before its first update."""
+def look(pretrained: Pretrained, tmp_path: Path) -> Callable[..., recipe.Ready]:
+    """look(*overrides, of="gpt") → a finetuning run, of which nothing is computed yet."""
 
-    def run(*overrides: str, of: str = "bert") -> Started:
+    def run(*overrides: str, of: str = "bert") -> recipe.Ready:
         folder = tmp_path / f"begun{len(list(tmp_path.glob('begun*')))}"
         folder.mkdir()
         built = parts(f"model.checkpoint={pretrained(of)}", *overrides)
-        machine = runtime.start(built.runtime, built.model.width)
-        tokenizer, stages, validation, rows = recipe._data(built, machine, folder)
-        model = recipe._model(built, machine, tokenizer, machine.settings.seed, built.objective.outputs(rows["train"]))
-        model, anatomy = recipe._prepared(built, model, rows)
-        phases = [recipe.read_by_something(phase, anatomy) for phase in built.finetune.plan(anatomy)]
-        job = recipe._trainer(built, machine, model, anatomy, phases, stages, validation, tokenizer, folder, None, None)
-        return Started(job, recipe._compute_once(built, machine, job, anatomy, tokenizer, None))
+        return recipe.prepare(built, runtime.start(built.runtime, built.model.width), folder, "finetune", None)
+
+    return run
+
+
+@pytest.fixture
+def ask(look: Callable[..., recipe.Ready]) -> Ask:
+    """ask(*overrides, of="gpt") → what that run asks the cache."""
+
+    def run(*overrides: str, of: str = "bert") -> frozen.Question:
+        question = recipe.question(look(*overrides, of=of))
+        assert question is not None
+        return question
+
+    return run
+
+
+@pytest.fixture
+def begin(look: Callable[..., recipe.Ready]) -> Start:
+    """begin(*overrides, of="gpt") → a finetuning run, just before its first update."""
+
+    def run(*overrides: str, of: str = "bert") -> Started:
+        ready = look(*overrides, of=of)
+        return Started(ready.job, recipe._compute_once(ready, None))
 
     return run
 
@@ -140,7 +159,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The entries that are made, as they are made."""
     found: list[Path] = []
     build = cache._build
-    monkeypatch.setattr(cache, "_build", lambda entry, *rest: (found.append(entry), build(entry, *rest)))
+    monkeypatch.setattr(cache, "_build", lambda plans, *rest: (found.extend(plan.entry for plan in plans), build(plans, *rest)))
     return found
 
 
@@ -239,10 +258,10 @@ LAST = (*MODES["last_layers"], *TASKS["single"], "cache.use=always")
 
 def test_a_second_run_makes_nothing(begin: Start, states: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     first = begin(*LAST)
-    assert len(made) == 2  # training and validation
+    assert len(made) == SETS
     monkeypatch.setattr(frozen._Inputs, "__call__", lambda *_: pytest.fail("a sample was computed"))
     assert begin(*LAST).losses() == first.losses()
-    assert len(made) == 2
+    assert len(made) == SETS
 
 
 @pytest.mark.parametrize(
@@ -260,7 +279,7 @@ def test_a_second_run_makes_nothing(begin: Start, states: Path, made: list[Path]
 def test_an_entry_is_shared_by_runs_whose_frozen_states_are_the_same(begin: Start, states: Path, made: list[Path], change: tuple[str, ...]) -> None:
     begin(*LAST)
     begin(*LAST, *change)
-    assert len(made) == 2
+    assert len(made) == SETS
 
 
 def changed(folder: Path, copy: Path, tensor: str | None = None, **config: Any) -> str:
@@ -279,20 +298,20 @@ def changed(folder: Path, copy: Path, tensor: str | None = None, **config: Any) 
 def test_an_entry_is_not_shared_where_a_setting_changes_the_states(begin: Start, states: Path, made: list[Path], change: str) -> None:
     begin(*LAST)
     begin(*LAST, change)
-    assert len(made) == len(set(made)) == 4
+    assert len(made) == len(set(made)) == 2 * SETS
 
 
 def test_an_entry_is_not_shared_by_another_depth(begin: Start, states: Path, made: list[Path]) -> None:
     layers = ["finetune=layers", *TASKS["single"], "cache.use=always", "finetune.norm=true"]
     depths = [begin(*layers, f"finetune.address={address}", of="gpt").cut.depth for address in ("last:1", "none")]  # type: ignore[union-attr]
     assert depths == [1, 2]
-    assert len(set(made)) == 4
+    assert len(set(made)) == 2 * SETS
 
 
 def test_an_entry_is_not_shared_by_another_question_to_the_same_rows(begin: Start, states: Path, made: list[Path]) -> None:
     both = (*LAST, "data.pairs=true")
     one, two = (begin(*both, f"objective.symmetric={value}") for value in ("false", "true"))
-    assert len(set(made)) == 4
+    assert len(set(made)) == 2 * SETS
     stored = [started.job.stages[0].computed.stored for started in (one, two)]  # type: ignore[union-attr]
     assert stored[1].sequences == 2 * stored[0].sequences == 2 * stored[0].samples
 
@@ -301,11 +320,11 @@ def test_an_entry_is_not_shared_by_another_question_to_the_same_rows(begin: Star
     ("tensor", "config", "makes"),
     [
         (None, {}, 0),
-        ("bert.embeddings.word_embeddings.weight", {}, 2),
-        ("bert.encoder.layer.0.output.dense.bias", {}, 2),
+        ("bert.embeddings.word_embeddings.weight", {}, SETS),
+        ("bert.encoder.layer.0.output.dense.bias", {}, SETS),
         ("bert.encoder.layer.1.output.dense.bias", {}, 0),  # it is above the cut
-        (None, {"num_attention_heads": 4}, 2),
-        (None, {"layer_norm_eps": 1e-3}, 2),
+        (None, {"num_attention_heads": 4}, SETS),
+        (None, {"layer_norm_eps": 1e-3}, SETS),
     ],
 )
 def test_an_entry_is_not_shared_by_other_weights_or_another_config(
@@ -313,7 +332,7 @@ def test_an_entry_is_not_shared_by_other_weights_or_another_config(
 ) -> None:
     begin(*LAST)
     begin(*LAST, changed(pretrained("bert"), tmp_path / "copy", tensor, **config))
-    assert len(set(made)) == 2 + makes
+    assert len(set(made)) == SETS + makes
 
 
 def test_an_entry_is_not_shared_by_another_tokenizer(begin: Start, states: Path, made: list[Path], pretrained: Pretrained, tmp_path: Path) -> None:
@@ -326,7 +345,7 @@ def test_an_entry_is_not_shared_by_another_tokenizer(begin: Start, states: Path,
     path.write_text(json.dumps(content))
     begin(*LAST)
     begin(*LAST, other)
-    assert len(set(made)) == 4
+    assert len(set(made)) == 2 * SETS
 
 
 def test_two_models_that_follow_each_other_are_told_apart(begin: Start, states: Path, pretrained: Pretrained, tmp_path: Path) -> None:
@@ -337,7 +356,7 @@ def test_two_models_that_follow_each_other_are_told_apart(begin: Start, states: 
         weights["bert.embeddings.LayerNorm.bias"] += number
         (tmp_path / f"copy{number}" / "model.safetensors").write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
         begin(*LAST, copy)
-    assert len(list(states.glob("*/manifest.json"))) == 6
+    assert len(list(states.glob("*/manifest.json"))) == 3 * SETS
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -363,7 +382,7 @@ def test_a_damaged_entry_is_made_again_with_one_line(
     path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
     assert begin(*asked).losses() == expected
     assert made.count(made[0]) == 2
-    assert len(made) == 3
+    assert len(made) == SETS + 1
     lines = [line for line in said if "cache" in line]
     assert len(lines) == 1
     assert "states are made again: states.bin was changed" in lines[0]
@@ -381,6 +400,264 @@ def test_what_is_put_into_a_batch_is_of_its_samples(begin: Start) -> None:
     assert both.shape[:2] == (4, 1)  # two choices a row, one hidden state
     assert torch.equal(both, torch.cat([of([5]), of([2])]))
     assert not torch.equal(both, of([2, 5]))
+
+
+# --- many runs of one model ----------------------------------------------------------------------------------------
+
+FEATURES = (*MODES["features"], *TASKS["single"], "cache.use=always")
+# Runs of one pretrained model, each of which reads something else of it.
+BESIDE: dict[str, list[tuple[str, ...]]] = {
+    "bert_dropout": [LAST, FEATURES, (*FEATURES, "finetune.states='0,1'"), (*FEATURES, "model.pooling=cls"), (*LAST, "seed=5", "optimizer.lr=1e-2")],
+    "gpt": [LAST, ("finetune=layers", "finetune.address=none", "finetune.norm=true", *TASKS["single"], "cache.use=always"), FEATURES],
+}
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The batches that are computed for the store, as they are computed."""
+    found: list[list[int]] = []
+    call = frozen._Inputs.__call__
+    monkeypatch.setattr(frozen._Inputs, "__call__", lambda self, samples: (found.append(samples), call(self, samples))[1])
+    return found
+
+
+def planned(questions: list[frozen.Question], members: int = 1) -> list[frozen.Cut | None]:
+    return frozen.plan_together([(question, members) for question in questions])
+
+
+def content(states: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(states)): path.read_bytes() for path in states.glob("*/*")}
+
+
+@pytest.mark.parametrize("of", BESIDE)
+def test_one_pass_makes_what_runs_of_one_model_read_and_each_has_the_losses_of_one_that_made_it_itself(
+    ask: Ask, begin: Start, states: Path, batches: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    questions = [ask(*asked, of=of) for asked in BESIDE[of]]
+    assert frozen.store_together(questions, planned(questions), pytest.fail)
+    wanted = [len(cache.batches(loader.lengths(examples).tolist())) for examples in questions[0].sets]
+    assert len(batches) == sum(wanted)  # each batch once, for all of them
+    together = content(states)
+    found = [begin(*asked, of=of).losses() for asked in BESIDE[of]]
+    assert len(batches) == sum(wanted)
+    monkeypatch.setenv("LLMTRAIN_CACHE", str(tmp_path / "another"))
+    assert [begin(*asked, of=of).losses() for asked in BESIDE[of]] == found
+    assert len(batches) > 2 * sum(wanted)
+    assert content(tmp_path / "another" / cache.FOLDER) == together
+    assert len({path.split("/")[0] for path in together}) == SETS * len({str(cut_of(q)) for q in questions})
+
+
+def cut_of(question: frozen.Question) -> dict[str, Any]:
+    return question.boundaries()[0].identity["what"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("task", ["pairs", "symmetric", "multiple_choice"])
+def test_one_pass_makes_of_several_sequences_for_each_example_what_single_runs_make(
+    ask: Ask, begin: Start, states: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    asked = [[*MODES[mode], *TASKS[task], "cache.use=always"] for mode in ("last_layers", "features")]
+    questions = [ask(*overrides) for overrides in asked]
+    assert frozen.store_together(questions, planned(questions), pytest.fail)
+    together = content(states)
+    monkeypatch.setenv("LLMTRAIN_CACHE", str(tmp_path / "another"))
+    for overrides in asked:
+        begin(*overrides)
+    assert content(tmp_path / "another" / cache.FOLDER) == together
+
+
+@pytest.mark.parametrize(
+    ("change", "passes"),
+    [
+        ((), 1),
+        (("seed=1", "optimizer.lr=1e-2"), 1),
+        (("data.max_length=20",), 2),
+        (("precision=bf16",), 2),
+        (("cache.dtype=fp16",), 2),
+        (("objective.label_smoothing=0.1",), 2),  # it changes no state; but what an objective asks is not looked into
+    ],
+)
+def test_runs_share_a_pass_where_nothing_differs_that_states_depend_on(ask: Ask, states: Path, change: tuple[str, ...], passes: int) -> None:
+    questions = [ask(*FEATURES), ask(*LAST, *change)]
+    assert len(frozen._missing_passes(questions, planned(questions))) == SETS * passes
+
+
+@pytest.mark.parametrize(("tensor", "passes"), [("bert.encoder.layer.1.output.dense.bias", 2), ("bert.embeddings.word_embeddings.weight", 2), (None, 1)])
+def test_runs_of_other_weights_below_the_boundary_do_not_share_a_pass(
+    ask: Ask, begin: Start, states: Path, pretrained: Pretrained, tmp_path: Path, tensor: str | None, passes: int
+) -> None:
+    other = changed(pretrained("bert"), tmp_path / "copy", tensor)
+    questions = [ask(*FEATURES), ask(*FEATURES, "model.pooling=cls", other)]
+    cuts = planned(questions)
+    assert len(frozen._missing_passes(questions, cuts)) == SETS * passes
+    assert frozen.store_together(questions, cuts, pytest.fail)
+    assert begin(*FEATURES, "model.pooling=cls", other).losses() == begin(*FEATURES, "model.pooling=cls", other, "cache.use=never").losses()
+
+
+def test_a_run_whose_own_weights_differ_above_the_boundary_alone_shares_the_pass_of_a_deeper_one(
+    ask: Ask, states: Path, pretrained: Pretrained, tmp_path: Path
+) -> None:
+    other = changed(pretrained("bert"), tmp_path / "copy", "bert.encoder.layer.1.output.dense.bias")
+    questions = [ask(*FEATURES), ask(*LAST, other)]
+    assert len(frozen._missing_passes(questions, planned(questions))) == SETS
+
+
+def test_weights_that_several_models_share_are_hashed_once(ask: Ask, states: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = [ask(*FEATURES), ask(*LAST)]
+    for (_, one), (_, two) in zip(questions[0].model.named_parameters(), questions[1].model.named_parameters(), strict=True):
+        two.data = one.data
+    hashed: list[int] = []
+    digest = cache.tensor_digest
+    monkeypatch.setattr(cache, "tensor_digest", lambda tensor: (hashed.append(tensor.data_ptr()), digest(tensor))[1])
+    planned(questions)
+    assert len(hashed) == len(set(hashed)) > 10
+
+
+def test_a_plan_for_many_runs_stores_what_would_not_pay_for_one(ask: Ask, states: Path) -> None:
+    question = ask(*MODES["last_layers"], *TASKS["single"], "cache.use=auto", "trainer.max_steps=8", "evaluation.every_steps=null")
+    one, many = question.plan(), planned([question], 50)[0]
+    assert one is not None
+    assert many is not None
+    assert (one.decision.use, many.decision.use) == (False, True)
+    assert "for 50 runs" in many.decision.why
+    assert not states.exists()
+
+
+def test_what_is_not_used_is_not_stored(ask: Ask, states: Path) -> None:
+    questions = [ask(*MODES["features"], *TASKS["single"], "cache.use=never"), ask(*TASKS["single"], "finetune=full"), ask(*LAST)]
+    cuts = planned(questions)
+    assert [cut.decision.use if cut is not None else None for cut in cuts] == [False, None, True]
+    assert frozen.store_together(questions, cuts, pytest.fail)
+    assert len(list(states.glob("*/manifest.json"))) == SETS
+
+
+def test_progress_goes_over_all_passes_and_nothing_is_computed_twice(ask: Ask, states: Path, batches: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "BATCH_TOKENS", 200)
+    questions, told = [ask(*LAST), ask(*FEATURES, "data.max_length=20")], list[tuple[int, int]]()
+    cuts = planned(questions)
+    assert frozen.store_together(questions, cuts, pytest.fail, progress=lambda done, total: told.append((done, total)))
+    assert told == [(done, len(batches)) for done in range(1, len(batches) + 1)]
+    assert len(batches) > 2 * 2 * SETS
+    number = len(batches)
+    assert frozen.store_together(questions, cuts, pytest.fail)
+    assert len(batches) == number
+
+
+@pytest.mark.parametrize("after", [0, 1, 9])
+def test_stored_together_until_interrupted_nothing_is_half_made_and_the_rest_is_made_later(
+    ask: Ask, states: Path, batches: list[list[int]], monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr(cache, "BATCH_TOKENS", 200)
+    questions = [ask(*LAST), ask(*FEATURES)]
+    cuts = planned(questions)
+    assert not frozen.store_together(questions, cuts, pytest.fail, interrupted=lambda: len(batches) >= after)
+    assert len(batches) == after
+    kept = {path.name for path in states.iterdir() if path.is_dir()}
+    assert all((states / name / "manifest.json").exists() for name in kept)
+    assert len(kept) == (4 if after == 9 else 0)  # of the two boundaries, what was complete
+    assert frozen.store_together(questions, cuts, pytest.fail)
+    assert len(list(states.glob("*/manifest.json"))) == 2 * SETS
+
+
+def test_the_test_is_stored_like_the_others_and_counts_as_gone_through_once(ask: Ask, states: Path) -> None:
+    asked = [*LAST, "trainer.max_steps=20", "evaluation.every_steps=5"]
+    with_test, without = ask(*asked), ask(*asked, "evaluation.test=false")
+    made = [question.make(frozen.Cut(1, False, cache.Decision(True, "", 0))) for question in (with_test, without)]
+    assert made[1].test is None
+    assert made[0].test is not None
+    assert made[0].test.stored.samples == len(with_test.test or ()) > 0
+    assert made[0].validation == made[1].validation
+    tokens = [int(loader.lengths(examples).sum()) for examples in with_test.sets]
+    cases = [frozen._case(question.boundaries(), 1, {}) for question in (with_test, without)]
+    assert cases[0].passes * sum(tokens) - cases[1].passes * sum(tokens[:2]) == pytest.approx(tokens[2])
+
+
+# --- how long a run takes -------------------------------------------------------------------------------------------
+
+
+def test_what_storing_costs_is_said_before_and_is_nothing_afterwards(ask: Ask, states: Path) -> None:
+    questions = [ask(*LAST), ask(*FEATURES), ask(*LAST, "seed=3")]
+    cuts = planned(questions)
+    cost = frozen.store_cost(questions, cuts, 1e-6)
+    frozen.store_together(questions, cuts, pytest.fail)
+    assert cost.gigabytes * 1e9 == pytest.approx(sum(path.stat().st_size for path in states.glob(f"*/{cache.STATES}")))
+    tokens = sum(int(loader.lengths(examples).sum()) for examples in questions[0].sets)
+    assert cost.seconds == pytest.approx(2 * tokens * 1e-6 + cache.WRITE_S * cost.gigabytes)  # the deepest of two blocks
+    assert frozen.store_cost(questions, cuts, 1e-6) == frozen.Cost(0, 0)
+
+
+def slow(question: frozen.Question, cut: frozen.Cut | None = None) -> float:
+    """Forwards of a block over a token of the training examples, as `seconds` counts them, where nothing else takes time."""
+    trained = question.passes * loader.lengths(question.stages[0].train).sum()
+    judged = (loader.lengths(question.validation) * question.evaluations).sum() + loader.lengths(question.test).sum()  # type: ignore[arg-type]
+    whole = (frozen.seconds(question, cut, 1.0) - frozen.seconds(question, cut, 0.0)) / float(trained)
+    return whole - float(judged / trained) * (2 if cut is None else 2 - cut.depth)
+
+
+@pytest.mark.parametrize(
+    ("mode", "forwards"),
+    [
+        (("finetune=full",), 6),  # two blocks, each forward and twice backward
+        (("finetune=last_layers", "finetune.blocks=1"), 4),
+        (("finetune=features",), 2),
+        (("finetune=layers", "finetune.address=first:1"), 5),  # the second block does not learn, yet hands gradients down
+        (("finetune=lp_ft", "finetune.head_share=0.25"), 0.25 * 2 + 0.75 * 6),
+    ],
+)
+def test_a_run_is_said_to_take_what_its_blocks_do(ask: Ask, mode: tuple[str, ...], forwards: float) -> None:
+    assert slow(ask(*TASKS["single"], *mode, "trainer.max_steps=20")) == pytest.approx(forwards)
+
+
+def test_adapters_cost_less_than_the_blocks_they_stand_in(ask: Ask) -> None:
+    assert 4 < slow(ask(*TASKS["single"], "finetune=lora")) < 6
+
+
+@pytest.mark.parametrize(("asked", "forwards"), [(LAST, 3), (FEATURES, 0)])
+def test_what_is_read_from_the_cache_is_not_counted_as_computed(ask: Ask, states: Path, asked: tuple[str, ...], forwards: float) -> None:
+    question = ask(*asked, "trainer.max_steps=20")
+    assert slow(question, question.plan()) == pytest.approx(forwards)
+    assert frozen.seconds(question, question.plan(), 0) > frozen.seconds(question, None, 0)  # what reading takes
+
+
+@pytest.mark.parametrize("objective", ["masked_lm", "next_token"])
+def test_a_run_without_a_cut_has_its_estimate_too(ask: Ask, objective: str) -> None:
+    question = ask(f"objective={objective}", "finetune=full", of="gpt" if objective == "next_token" else "bert")
+    assert question.plan() is None
+    assert frozen.seconds(question, None, frozen.measure(question)) > 0
+
+
+def test_the_measure_is_of_one_block_and_one_token_and_is_the_median_of_its_batches(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    question, timed = ask(*LAST), list[int]()
+    lengths = loader.lengths(question.stages[0].train)
+
+    def seconds(self: Any, samples: list[int]) -> float:
+        timed.append(len(samples))
+        return 7e-6 * float(lengths[samples].sum()) * (100 if len(timed) % 7 == 0 else 1)
+
+    monkeypatch.setattr(frozen._Stopwatch, "seconds", seconds)
+    assert frozen.measure(question) == pytest.approx(7e-6 / 2)
+    assert len(timed) > frozen.MEASURED
+    assert timed[-1] > timed[0]
+
+
+@pytest.mark.parametrize("per_token", [1e-6, 1e-3])
+def test_measuring_takes_few_seconds_however_slow_the_model_is(ask: Ask, monkeypatch: pytest.MonkeyPatch, per_token: float) -> None:
+    question, taken = ask(*LAST), list[float]()
+    lengths = loader.lengths(question.stages[0].train)
+    monkeypatch.setattr(frozen._Stopwatch, "seconds", lambda self, samples: (taken.append(per_token * float(lengths[samples].sum())), taken[-1])[1])
+    frozen.measure(question)
+    assert sum(taken) < 2 * frozen.MEASURE_S
+
+
+def test_measuring_leaves_the_model_and_the_random_numbers_as_they_were(ask: Ask) -> None:
+    question = ask(*MODES["last_layers"], *TASKS["single"], of="bert_dropout")
+    question.model.train()
+    before = {name: tensor.clone() for name, tensor in question.model.state_dict().items()}
+    drawn = torch.get_rng_state()
+    assert frozen.measure(question) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in question.model.state_dict().items())
+    assert all(module.training for module in question.model.modules())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(parameter.grad is None for parameter in question.model.parameters())
 
 
 # --- where nothing is computed once ---------------------------------------------------------------------------------
@@ -407,7 +684,7 @@ def test_what_moves_or_is_drawn_anew_is_never_cached(begin: Start, states: Path,
 
 
 def test_never_is_never_and_looks_at_no_weights(begin: Start, states: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "weights_fingerprint", lambda tensors: pytest.fail("weights were hashed"))
+    monkeypatch.setattr(cache, "tensor_digest", lambda tensor: pytest.fail("weights were hashed"))
     cut = begin(*MODES["features"], *TASKS["single"], "cache.use=never").cut
     assert cut is not None
     assert not cut.decision.use

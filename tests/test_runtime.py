@@ -300,3 +300,15 @@ def test_a_process_knows_whether_a_launcher_started_it(monkeypatch: pytest.Monke
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert runtime.in_worker() is inside
+
+
+def test_pythons_that_are_started_do_not_import_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit(77)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    command = [sys.executable, "-c", "import random"]
+    assert subprocess.run(command, check=False).returncode == 77
+    runtime.path_of_their_own()
+    monkeypatch.setenv("PYTHONSAFEPATH", os.environ["PYTHONSAFEPATH"])  # so that it goes with the test
+    assert subprocess.run(command, check=False).returncode == 0

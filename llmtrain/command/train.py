@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import platform
@@ -20,13 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 import llmtrain
 from llmtrain import cache, checkpoint, files, runtime
 from llmtrain.callback.base import Callback
-from llmtrain.config import Composed, build, check_keys, read_yaml
+from llmtrain.config import Composed, build, check_keys, masked, read_yaml
 from llmtrain.data.base import Data, Target
 from llmtrain.data.tokenizer import TOKENS, TRAINED, TokenizerSettings
 from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError, LLMTrainError, Stopped, printable
 from llmtrain.finetune.base import Finetune, Phase
 from llmtrain.model.base import Attention, Combine, Head, HeadKind, Model, Outputs, Pooling, no_separation
-from llmtrain.objective.base import Objective
+from llmtrain.objective.base import IGNORED, Direction, Objective, Totals
 from llmtrain.optimizer import Optimizer
 from llmtrain.runtime import Runtime
 from llmtrain.schedule.base import Schedule
@@ -379,16 +380,10 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
     machine = runtime.start(settings, built.model.width)
     with _recorded(machine, folder, verb) as record, runtime.logging_to(machine, folder), runtime.stopping_on_signals(machine.signalled):
         resume = machine.broadcast(find_resume(folder, settings) if machine.main else None)
-        tokenizer, stages, validation, rows = _data(built, machine, folder)
-        model = _model(built, machine, tokenizer, settings.seed, built.objective.outputs(rows["train"]))
-        model, anatomy = _prepared(built, model, rows)
-        phases = [read_by_something(phase, anatomy) for phase in built.finetune.plan(anatomy)]
-        refuse_random_and_frozen(model, phases)
-        started = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(model).items()}
-        base = _base(built, model, started) if verb == "finetune" else None
-        job = _trainer(built, machine, model, anatomy, phases, stages, validation, tokenizer, folder, resume, base)
+        ready = prepare(built, machine, folder, verb, resume)
+        job, tokenizer, rows, anatomy = ready.job, ready.tokenizer, ready.rows, ready.anatomy
         with enough_memory(job):
-            cut = _compute_once(built, machine, job, anatomy, tokenizer, stored)
+            cut = _compute_once(ready, stored)
         resolved = _resolved(config, built, machine, job, tokenizer, cut)
         job.config = resolved
         _settle(machine, folder, stored, resolved, resume)
@@ -398,13 +393,54 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
         _panel(built, machine, job, anatomy, folder, cut, verb)
         with enough_memory(job):
             state = job.fit()
-        record.content |= _results(built, machine, job, state, started, anatomy, rows)
+        record.content |= _results(built, machine, job, state, ready.started, anatomy, rows)
+        best = built.checkpoint.export == "best" and state.best_step not in (None, state.step)
+        if best:
+            _take_best(built, machine, job, tokenizer, rows, folder)
+        with enough_memory(job):
+            judged = _judged(job, best)
         if machine.main:
-            if built.checkpoint.export == "best" and state.best_step not in (None, state.step):
-                _take_best(built, machine, job, tokenizer, rows, folder)
+            record.content["test"] = built.objective.metrics(judged["test"]) if "test" in judged else None
+            _write_predictions(built.objective, judged, folder)
             _export(built, job, tokenizer, folder, record.content)
+            record.content["cost"]["disk_mb"] = round(files.size(folder) / 1e6, 1)
             _goodbye(machine, job, state, tokenizer, folder, record.content, settings.seed, verb)
         machine.accelerator.wait_for_everyone()
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run before its first update: everything read and built, nothing computed yet.
+
+    Attributes:
+        rows: of each split, as they were read.
+        started: sha256 of each tensor.
+    """
+
+    built: Parts
+    machine: Runtime
+    job: Trainer
+    anatomy: Anatomy
+    tokenizer: PreTrainedTokenizerBase
+    rows: dict[str, Dataset]
+    started: dict[str, str]
+
+
+def prepare(built: Parts, machine: Runtime, folder: Path, verb: str, resume: Path | None) -> Ready:
+    """Read the data and the model, and build the trainer.
+
+    Args:
+        folder: of the run, which keeps its tokenizer there.
+    """
+    tokenizer, stages, held_out, rows = _data(built, machine, folder)
+    model = _model(built, machine, tokenizer, machine.settings.seed, built.objective.outputs(rows["train"]))
+    model, anatomy = _prepared(built, model, rows)
+    phases = [read_by_something(phase, anatomy) for phase in built.finetune.plan(anatomy)]
+    refuse_random_and_frozen(model, phases)
+    started = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(model).items()}
+    base = _base(built, model, started) if verb == "finetune" else None
+    job = _trainer(built, machine, model, anatomy, phases, stages, held_out, tokenizer, folder, resume, base)
+    return Ready(built, machine, job, anatomy, tokenizer, rows, started)
 
 
 def find_resume(folder: Path, settings: runtime.Settings) -> Path | None:
@@ -460,7 +496,7 @@ def continued(settings: runtime.Settings) -> Path | None:
         raise CheckpointError(f"resume=must: {folder or 'a new folder'} is not a run", fix="output_dir=FOLDER names the run; resume=auto starts one")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir={folder} is not a folder")
-    if folder is not None and not is_run and folder.is_dir() and any(not p.name.startswith(".lock") for p in folder.iterdir()):
+    if folder is not None and not is_run and folder.is_dir() and any(not (p.name.startswith(".lock") or p.name == runtime.OUTPUT) for p in folder.iterdir()):
         raise ConfigError(f"output_dir={folder} is not empty and not a run", fix="name a new or empty folder: nothing of yours is overwritten")
     return folder if is_run else None
 
@@ -502,8 +538,8 @@ def rows_of(objective: Objective, data: Data, name: str) -> Dataset:
     return data.split(name) if objective.target is None else data.labelled(name, objective.target)
 
 
-def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedTokenizerBase, list[Stage], Dataset, dict[str, Dataset]]:
-    """The tokenizer, the examples of each stage of training, those that are held out, and the rows of both.
+def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedTokenizerBase, list[Stage], dict[str, Dataset], dict[str, Dataset]]:
+    """The tokenizer, the examples of each stage of training, those of the splits that are held out, and the rows of all.
 
     Raises:
         DataError: a split too small for one batch, or empty.
@@ -518,6 +554,7 @@ def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedToken
                 log.warning("%s", line)
         tokenizer = _tokenizer(built, rows["train"], folder, machine)
         validation = _examples(built, "validation", tokenizer, built.data.max_length)
+        test = _test(built, tokenizer) if built.evaluation.test else None
         stages = []
         for until, length in built.data.lengths:
             train = _examples(built, "train", tokenizer, length)
@@ -541,7 +578,17 @@ def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedToken
         validation = validation.select(chosen)
         if built.objective.target is not None:  # the baselines judge the same rows
             rows["validation"] = rows["validation"].select(chosen)
-    return tokenizer, stages, validation, rows
+    return tokenizer, stages, {"validation": validation, **({"test": test} if test is not None else {})}, rows
+
+
+def _test(built: Parts, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+    """The examples of the test split; None where it is empty, which a small set of data may well leave it."""
+    try:
+        found = _examples(built, "test", tokenizer, built.data.max_length)
+    except DataError as error:  # a row of it that cannot be read was an error already, when the splits were made
+        log.info("there is no test: %s", error.what)
+        return None
+    return found if len(found) else None
 
 
 def some(number: int, wanted: int) -> list[int]:
@@ -752,31 +799,41 @@ def _base(built: Parts, model: PreTrainedModel, started: dict[str, str]) -> chec
     return checkpoint.Base(built.model.tokenizer_path, {name: digest for name, digest in started.items() if name not in new})
 
 
-def _compute_once(
-    built: Parts, machine: Runtime, job: Trainer, anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, stored: dict[str, Any] | None
-) -> Cut | None:
+def question(ready: Ready, use: cache.Use | None = None) -> Question | None:
+    """What is asked of the cache; None where there is none to ask.
+
+    Args:
+        use: takes the place of the setting.
+    """
+    from llmtrain import frozen
+
+    built, job = ready.built, ready.job
+    if built.cache is None or job.validation is None:
+        return None
+    settings = built.cache if use is None else dataclasses.replace(built.cache, use=use)
+    return frozen.Question(
+        settings=settings, model=job.model, anatomy=ready.anatomy, phases=job.phases, objective=built.objective, tokenizer=ready.tokenizer,
+        stages=job.stages, validation=job.validation, test=job.test, machine=ready.machine,
+        passes=job.total_steps / job.stages[0].order.per_epoch, evaluations=1 if job.every is None else max(1, job.total_steps // job.every),
+    )  # fmt: skip
+
+
+def _compute_once(ready: Ready, stored: dict[str, Any] | None) -> Cut | None:
     """Cut the model at its deepest frozen boundary where that pays, and standardise what a head of frozen states reads."""
     from llmtrain import frozen
     from llmtrain.model.base import fresh
     from llmtrain.model.head import NAME, pooled_head
 
-    cut = None
-    if built.cache is not None and job.validation is not None:
-        settings = built.cache
-        if stored is not None and settings.use is cache.Use.auto:
-            settings = dataclasses.replace(settings, use=cache.Use[stored["cache"]["use"]])
-        question = frozen.Question(
-            settings=settings, model=job.model, anatomy=anatomy, phases=job.phases, objective=built.objective, tokenizer=tokenizer,
-            stages=job.stages, validation=job.validation, machine=machine,
-            passes=job.total_steps / job.stages[0].order.per_epoch, evaluations=1 if job.every is None else max(1, job.total_steps // job.every),
-        )  # fmt: skip
-        cut = _planned(machine, question)
-        if cut is None and settings.use is cache.Use.always:
-            why = "every block moves in some phase" if built.objective.static else "the objective draws its inputs anew in every epoch"
-            raise ConfigError(f"cache.use=always: {why}, so nothing can be computed once", fix="cache.use=auto")
-        if cut is not None and cut.decision.use:
-            made = question.make(cut)
-            job.run_on(made.model, made.stages, made.validation)
+    built, machine, job = ready.built, ready.machine, ready.job
+    decided = stored is not None and built.cache is not None and built.cache.use is cache.Use.auto
+    asked = question(ready, cache.Use[stored["cache"]["use"]] if stored is not None and decided else None)
+    cut = _planned(machine, asked) if asked is not None else None
+    if asked is not None and cut is None and asked.settings.use is cache.Use.always:
+        why = "every block moves in some phase" if built.objective.static else "the objective draws its inputs anew in every epoch"
+        raise ConfigError(f"cache.use=always: {why}, so nothing can be computed once", fix="cache.use=auto")
+    if asked is not None and cut is not None and cut.decision.use:
+        made = asked.make(cut)
+        job.run_on(made.model, made.stages, made.validation, made.test)
     head = pooled_head(job.saved)
     # A head that came with the weights was saved with its standardisation folded in: another one would change its answers.
     new = f"{NAME}.weight" in fresh(job.saved)
@@ -814,7 +871,7 @@ def _trainer(
     anatomy: Anatomy,
     phases: list[Phase],
     stages: list[Stage],
-    validation: Dataset,
+    held_out: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     resume: Path | None,
@@ -833,7 +890,8 @@ def _trainer(
         objective=built.objective,
         phases=phases,
         stages=stages,
-        validation=validation,
+        validation=held_out["validation"],
+        test=held_out.get("test"),
         vocabulary=tokens.vocabulary(tokenizer),
         runtime=machine,
         callbacks=built.callbacks,
@@ -865,7 +923,7 @@ def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, 
     from llmtrain.data import store, tokenizer as tokens
     from llmtrain.model.head import pooled_head
 
-    content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    content: dict[str, Any] = masked(OmegaConf.to_container(config, resolve=True))
     content |= {"device": machine.device, "devices": str(machine.world), "threads": str(machine.threads), "precision": machine.precision.name}
     content["trainer"]["micro_batch_size"] = job.micro_size
     content["tokenizer"]["algorithm"] = (
@@ -1003,7 +1061,12 @@ def _results(
         "validation": state.best_metrics if built.checkpoint.export == "best" and state.best_metrics else job.last_metrics,
         "validation_at_end": job.last_metrics,
         "references": references,
-        "best": {"metric": job.best_metric, "value": state.best, "step": state.best_step},
+        "best": {
+            "metric": job.best_metric,
+            "value": state.best,
+            "step": state.best_step,
+            "higher": job.objective.metric_directions[job.best_metric] is Direction.higher,
+        },
         "freezing": _proof(job, started, anatomy),
         "cost": {
             "train_seconds": round(state.seconds, 2),
@@ -1063,6 +1126,31 @@ def _take_best(built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrain
             raise CheckpointError(f"{job.base.path} has changed since the run started: {', '.join(changed[:3])}", fix="restore those weights")
         found |= {name: own[name] for name in left_out}
     checkpoint.load_weights(job.saved, found, job.base)
+
+
+def _judged(job: Trainer, best: bool) -> dict[str, Totals]:
+    """What the exported weights give on the validation split, as it was measured, and on the test split, which nothing has looked at before."""
+    found: dict[str, Totals] = {}
+    if job.validation is not None and job.objective.target is not None:  # of the others, no single example is written down
+        known = job.best_totals if best else job.last_totals
+        found["validation"] = known if known is not None else job.judge(job.validation, job.validation_computed)  # None: it was before a resume
+    if job.test is not None:
+        found["test"] = job.judge(job.test, job.test_computed)
+    return found
+
+
+def _write_predictions(objective: Objective, judged: dict[str, Totals], folder: Path) -> None:
+    """predictions.jsonl: what was answered for each example of a task, and what is true; reports compare runs by it, example by example."""
+    if objective.target is None:
+        return
+    lines = []
+    for split, totals in judged.items():
+        for sample, (predicted, target) in sorted(totals.predictions.items()):
+            if target == IGNORED or target != target:  # a row without an answer
+                continue
+            answer = (float(predicted), float(target)) if objective.target is Target.score else (int(predicted), int(target))
+            lines.append(json.dumps({"split": split, "sample": sample, "target": answer[1], "predicted": answer[0]}))
+    files.write(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
 
 def _export(built: Parts, job: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, content: dict[str, Any]) -> None:
@@ -1133,6 +1221,8 @@ def _numbers(say: Callable[..., None], content: dict[str, Any]) -> None:
     if loss is not None:
         say(f"held-out loss {loss:.3f}" + "".join(f" ({name.replace('_', ' ')} of the same tokens {value:.3f})" for name, value in references.items()))
     say(" · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items()))
+    if content.get("test"):
+        say("test: " + " · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in content["test"].items()))
     others = {name: value for name, value in content["references"].items() if name not in references}
     if others:
         say("to compare: " + " · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in others.items()))
@@ -1157,7 +1247,6 @@ def _written(say: Callable[..., None], model: PreTrainedModel, tokenizer: PreTra
 def _filled(say: Callable[..., None], job: Trainer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """What a masked LM puts in three places of the held-out text, and what stood there."""
     from llmtrain.model.filling import around, guesses
-    from llmtrain.objective.base import IGNORED
 
     samples = []
     say("\nthe model fills in held-out text:")

@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
+from llmtrain import runtime
 from llmtrain.seeding import generator, key
 
 WINDOW = 50  # global batches whose samples are sorted by length together: little padding, still well mixed
@@ -167,6 +168,8 @@ def load(
 
     It gets a generator of its own: without one it would draw its workers' seed from torch's global stream.
     """
+    if num_workers:
+        runtime.path_of_their_own()
     own = torch.Generator().manual_seed(key(seed, "loader"))
     return DataLoader(
         _Batches(examples, collate),

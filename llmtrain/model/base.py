@@ -150,6 +150,11 @@ class Model(ABC):
         """Hidden size; None where the family has no single one."""
 
     @property
+    def blocks(self) -> int | None:
+        """Transformer blocks; None where the family has no single number of them."""
+        return None
+
+    @property
     def separates(self) -> bool | None:
         """Whether attention can stay inside the documents of a block; None: found out when the weights are there."""
         return None
@@ -213,7 +218,7 @@ def from_nothing(model: Model, tokenizer: PreTrainedTokenizerBase, head: Head, o
     config = model.config(tokenizer)
     if head is Head.task and model.head is HeadKind.family and outputs is not None:
         config = for_task(config, outputs)
-    made: PreTrainedModel = auto_class(head, model.head, words).from_config(config, dtype=torch.float32)
+    made: PreTrainedModel = auto_class(head, model.head, words).from_config(config, dtype=torch.float32, trust_remote_code=False)
     if head is Head.task and model.head is HeadKind.pooled and model.pooling is not Pooling.pooler:
         leave_pooler_out(made)
     say_fresh(made, (name for name, _ in made.named_parameters()))

@@ -59,6 +59,10 @@ class BERT(Model):
         return False
 
     @property
+    def blocks(self) -> int | None:
+        return self.num_hidden_layers
+
+    @property
     def width(self) -> int | None:
         return self.hidden_size
 

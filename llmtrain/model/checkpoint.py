@@ -64,6 +64,8 @@ class Checkpoint(Model):
                 config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
         except Exception as error:  # what the file holds decides the kind
             raise CheckpointError(f"model.checkpoint={self.folder}: {in_a_line(error)}", allowed=FOLDER) from error
+        if getattr(config, "auto_map", None) or "/" in str(getattr(config, "_attn_implementation", None) or ""):
+            raise self._wants_code("code of its own (auto_map)" if getattr(config, "auto_map", None) else "an attention kernel of the hub")
         layers = getattr(config, "num_hidden_layers", None)
         if layers is not None and not (isinstance(layers, int) and layers >= 1):
             raise CheckpointError(f"{self.folder}: config.json has {layers!r} layers", allowed="1 or more")
@@ -83,9 +85,13 @@ class Checkpoint(Model):
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} does not hold a config")
         if "auto_map" in content:
-            raise ConfigError(
-                f"{path}: the model wants to run code of its own (auto_map); llmtrain never does", fix="take a model of a family that transformers itself knows"
-            )
+            raise self._wants_code("code of its own (auto_map)")
+        if any("/" in str(content.get(name) or "") for name in ("attn_implementation", "_attn_implementation")):
+            raise self._wants_code("an attention kernel of the hub")  # org/name: transformers would fetch and run it
+
+    def _wants_code(self, what: str) -> ConfigError:
+        known = "take a model of a family that transformers itself knows, with attn_implementation eager or sdpa"
+        return ConfigError(f"{self.folder}/config.json: the model wants to run {what}; llmtrain never does", fix=known)
 
     @property
     def attention(self) -> Attention:
@@ -109,6 +115,11 @@ class Checkpoint(Model):
     def width(self) -> int | None:
         found = getattr(self._config, "hidden_size", None)
         return found if isinstance(found, int) else None
+
+    @property
+    def blocks(self) -> int | None:
+        found = getattr(self._config, "num_hidden_layers", None)
+        return None if found is None else int(found)
 
     @property
     def tokenizer_path(self) -> str | None:
@@ -242,7 +253,13 @@ class Checkpoint(Model):
         try:
             with quiet():
                 model, info = auto_class(head, kind, words).from_pretrained(
-                    self.folder, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+                    self.folder,
+                    config=config,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
                 )
         except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
             what = _damaged(folder) or in_a_line(error)

@@ -77,6 +77,10 @@ class GPT(Model):
         return self.architecture is Architecture.gpt2  # transformers' gpt1 has one causal mask for all
 
     @property
+    def blocks(self) -> int | None:
+        return self.num_hidden_layers
+
+    @property
     def width(self) -> int | None:
         return self.hidden_size
 

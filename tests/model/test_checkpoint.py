@@ -238,6 +238,7 @@ def write(name: str, data: bytes) -> Fault:
     ("fault", "code", "answer"),
     [
         pytest.param(write("config.json", b"{"), 4, "config.json is not valid JSON", id="C06 invalid"),
+        pytest.param(config(attn_implementation="somebody/kernel"), 2, "an attention kernel of the hub", id="a kernel of the hub"),
         pytest.param(write("config.json", b"\xff"), 4, "config.json is not valid JSON", id="C06 bytes"),
         pytest.param(write("config.json", b"[]"), 4, "does not hold a config", id="C06 list"),
         pytest.param(config(model_type="nonsense"), 4, "`nonsense`", id="C06 unknown type"),
