@@ -2,6 +2,7 @@
 
     compose("pretrain", ["model=gpt2", "optimizer.lr=1e-3"])  →  Composed(config, given, notes)
     build(config.objective, Objective, "objective")           →  NextToken(…)
+    multirun(["finetune=features,full", "seed=0", "name=a"])  →  Typed(own, fixed, swept): what was typed with -m
 
 A config is data. It selects among the kinds of llmtrain and of installed packages that declare an entry point in the
 group `llmtrain.<folder>`; nothing in a YAML file or an override can import or run anything else. Hydra's Compose API
@@ -16,6 +17,7 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import os
 import re
 import types
 import typing
@@ -29,8 +31,8 @@ import yaml
 from hydra import compose as hydra_compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, ValueType
+from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, ValueType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -44,6 +46,7 @@ T = TypeVar("T")
 BUDGETS = ("max_steps", "max_epochs", "max_tokens")
 LITERAL = ("prompt", "text", "second")  # keys whose value is taken as typed: it holds commas, brackets and quotes
 SECRET = re.compile(r"(^|[._])(\w*_)?(token|password|secret|api_?key)$", re.IGNORECASE)
+SHORTEST_SECRET = 6  # characters: what is shorter is no secret, and would be found in ordinary words
 NODES = 100_000  # of one YAML file, aliases replaced by what they stand for
 # Names that people bring from elsewhere, and what they are called here.
 ELSEWHERE = {
@@ -97,6 +100,31 @@ class Composed:
     config: DictConfig
     given: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What stood on the command line of a sweep.
+
+    Attributes:
+        own: overrides of the sweep itself, for `compose("multirun", own)`.
+        fixed: overrides that are the same for all members.
+        swept: overrides with several values, parsed, in the order in which they were typed.
+        given: keys of `fixed`.
+    """
+
+    own: list[str]
+    fixed: list[str]
+    swept: tuple[Override, ...]
+    given: frozenset[str]
+
+
+class UnknownKey(ConfigError):
+    """A key that the composed config does not have."""
+
+    def __init__(self, key: str, what: str, *, allowed: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what, allowed=allowed, fix=fix)
+        self.key = key
 
 
 # --- where the YAML files are -------------------------------------------------------------------------------------
@@ -202,24 +230,87 @@ def parse(overrides: list[str]) -> list[Override]:
     """Overrides in Hydra's grammar, without what llmtrain does not take: `+`, `++`, `~`, sweeps and `hydra.…`."""
     parsed = []
     for typed in overrides:
-        text = typed.removeprefix("+") if typed.startswith("+experiment=") else typed
-        key, equals, value = text.partition("=")
-        if text[:1] in "+~":
-            _refuse_secret(key)
-            raise ConfigError(f"{shown(text)}: keys are neither added nor removed", allowed="KEY=VALUE for a key that exists, GROUP=OPTION, experiment=NAME")
-        if not equals:
-            raise ConfigError(f"{shown(text)} is neither an option nor KEY=VALUE", fix=did_you_mean(text, ["--help", "--cfg", "--config-dir", "--debug"]))
-        override = _parse(key, value, text)
+        override = _override(typed)
         if override.is_sweep_override():
+            key = override.key_or_group
             raise ConfigError(
-                f"{shown(text)}: several values make a sweep, and this verb runs one",
+                f"{written(override)}: several values make a sweep, and this command runs one",
                 allowed="one value for a key",
-                fix=f"a value with commas in it is quoted twice: '{key}=\"a, b\"'; a list has brackets: '{key}=[a, b]'",
+                fix=f"-m runs them all; a value with commas in it is quoted twice: '{key}=\"a, b\"'; a list has brackets: '{key}=[a, b]'",
             )
-        if key.split(".")[0] == "hydra" or override.package is not None:
-            raise ConfigError(f"{shown(text)}: Hydra's own settings are not taken", allowed="the keys that `--cfg job` prints")
         parsed.append(override)
     return parsed
+
+
+def multirun(overrides: list[str], user_dir: Path | None = None) -> Typed:
+    """Sort what was typed with `-m` into what is the sweep's, what all members have, and what differs between them.
+
+    Raises:
+        ConfigError: what `parse` refuses, `glob`, several values for a key of the sweep itself, a swept key given twice.
+    """
+    own_keys = _keys_of("multirun", user_dir)
+    own, fixed, swept = [], [], []
+    for typed, override in [(typed, _override(typed)) for typed in overrides]:
+        key = override.key_or_group
+        if key.split(".")[0] in own_keys:
+            _refuse_several(override)
+            own.append(typed)
+        elif override.is_sweep_override():
+            _check_values(override)
+            swept.append(override)
+        else:
+            refuse_targets({key.rpartition(".")[2]: override.value()}, "an override")
+            fixed.append(override)
+    for override in swept:
+        if [o.key_or_group for o in (*swept, *fixed)].count(override.key_or_group) > 1:
+            raise ConfigError(f"{override.key_or_group} is given twice", fix="all its values in one place: KEY=A,B,C")
+    return Typed(own, [str(o.input_line) for o in fixed], tuple(swept), frozenset(o.key_or_group for o in fixed))
+
+
+def _keys_of(verb: str, user_dir: Path | None) -> set[str]:
+    """Groups and top-level keys of a primary config."""
+    path = find_yaml(verb, user_dir and user_dir.expanduser())
+    content = (read_yaml(path) or {}) if path else {}
+    return (content.keys() - {"defaults"}) | groups_of(verb, user_dir)
+
+
+def _refuse_several(override: Override) -> None:
+    if override.is_sweep_override():
+        key = override.key_or_group
+        raise ConfigError(
+            f"{written(override)}: a sweep has one {key}", allowed="several values for a key of its members", fix=f"text with commas: '{key}=\"0,2,4\"'"
+        )
+
+
+def _check_values(override: Override) -> None:
+    """Refuse what no sweep can list or draw from, and values that name code."""
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        key = override.key_or_group
+        raise ConfigError(f"{written(override)}: glob is not taken", allowed="a,b  choice()  range()  interval()", fix=f"name the options: {key}=A,B")
+    sweep = override.value()
+    listed = [Override._convert_value(v) for v in sweep.list] if isinstance(sweep, ChoiceSweep) else []
+    refuse_targets({override.key_or_group.rpartition(".")[2]: listed}, "an override")
+
+
+def written(override: Override) -> str:
+    """An override as a message shows it: as it was typed, but for the value of what may be a secret."""
+    key = override.key_or_group
+    return f"{key}=…" if SECRET.search(key) else shown(override.input_line)
+
+
+def _override(typed: str) -> Override:
+    """One override, checked but for the number of its values."""
+    text = typed.removeprefix("+") if typed.startswith("+experiment=") else typed
+    key, equals, value = text.partition("=")
+    if text[:1] in "+~":
+        _refuse_secret(key)
+        raise ConfigError(f"{shown(text)}: keys are neither added nor removed", allowed="KEY=VALUE for a key that exists, GROUP=OPTION, experiment=NAME")
+    if not equals:
+        raise ConfigError(f"{shown(text)} is neither an option nor KEY=VALUE", fix=did_you_mean(text, ["--help", "--cfg", "--config-dir", "--debug"]))
+    override = _parse(key, value, text)
+    if re.split("[./]", key)[0] == "hydra" or override.package is not None:
+        raise ConfigError(f"{written(override)}: Hydra's own settings are not taken", allowed="the keys that `--cfg job` prints")
+    return override
 
 
 def _parse(key: str, value: str, text: str) -> Override:
@@ -229,7 +320,7 @@ def _parse(key: str, value: str, text: str) -> Override:
     if key in LITERAL and not quoted:
         return literal
     try:
-        parsed = OverridesParser.create().parse_override(text)
+        parsed = _parser().parse_override(text)
         return literal if key in LITERAL and parsed.is_sweep_override() else parsed  # 'a', 'b' is text with two quoted words
     except (HydraException, RecursionError) as error:
         if key in LITERAL:
@@ -237,7 +328,25 @@ def _parse(key: str, value: str, text: str) -> Override:
         if not set(value) & set("[]{}(),'\"$\n"):
             return literal
         _refuse_secret(key)
-        raise ConfigError(f"{shown(text)}: the value cannot be read", fix=f"quote a value with special characters: '{key}=\"a, b\"'") from error
+        why = str(error).partition(" while evaluating ")[2]  # a function of the grammar says what it does not take
+        fix = f"quote a value with special characters: '{key}=\"a, b\"'"
+        raise ConfigError(f"{shown(text)}: {why or 'the value cannot be read'}", fix=fix) from error
+
+
+@functools.cache
+def _parser() -> OverridesParser:
+    """Hydra's parser. It shuffles a plain list with a generator that nothing seeds, while it parses: that is refused."""
+    functions = create_functions()
+    shuffle = functions.functions["shuffle"]
+
+    def shuffle_several_values(*args: Any, **kwargs: Any) -> Any:
+        found = shuffle(*args, **kwargs)
+        if isinstance(found, list):
+            raise ValueError("one list as a value would be shuffled anew at each start")
+        return found
+
+    functions.functions["shuffle"] = shuffle_several_values
+    return OverridesParser(functions)
 
 
 def _refuse_secret(key: str) -> None:
@@ -604,6 +713,19 @@ def type_in_words(hint: Any) -> str:
 # --- suggestions --------------------------------------------------------------------------------------------------
 
 
+def masked(tree: Any) -> Any:
+    """A tree of values in which `***` stands for what variables of the environment hold whose names say that they are secrets."""
+    secrets = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= SHORTEST_SECRET]
+    if isinstance(tree, dict):
+        return {key: masked(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [masked(value) for value in tree]
+    if isinstance(tree, str):
+        for secret in secrets:
+            tree = tree.replace(secret, "***")
+    return tree
+
+
 def did_you_mean(word: str, words: Iterable[str]) -> str | None:
     """`did you mean 'x'?` for the nearest of `words`, or nothing where none is near."""
     words = list(words)
@@ -611,7 +733,7 @@ def did_you_mean(word: str, words: Iterable[str]) -> str | None:
     return f"did you mean {near[0]!r}?" if near else None
 
 
-def unknown_key(key: str, keys: list[str], allowed: list[str] | None = None) -> ConfigError:
+def unknown_key(key: str, keys: list[str], allowed: list[str] | None = None) -> UnknownKey:
     """The answer to a key that does not exist: where it lives, or what it is called here.
 
     Args:
@@ -623,8 +745,13 @@ def unknown_key(key: str, keys: list[str], allowed: list[str] | None = None) -> 
     parent = key.rpartition(".")[0]
     sections = sorted(dict.fromkeys(k.split(".")[0] for k in keys))
     beside = [k for k in keys if k.rpartition(".")[0] == parent] if parent else []
-    hint = _other_name(key, keys, sections) or did_you_mean(key, [*keys, *sections]) or _nearest_leaf(key, keys)
-    return ConfigError(f"{key}{at(key)}: no such key", allowed=", ".join(sorted(allowed or beside or sections)), fix=hint)
+    hint = _of_a_sweep(key, sections) or _other_name(key, keys, sections) or did_you_mean(key, [*keys, *sections]) or _nearest_leaf(key, keys)
+    return UnknownKey(key, f"{key}{at(key)}: no such key", allowed=", ".join(sorted(allowed or beside or sections)), fix=hint)
+
+
+def _of_a_sweep(key: str, sections: list[str]) -> str | None:
+    group = key.split(".")[0]
+    return f"{group} is for sweeps: llmtrain VERB -m {key}=…" if group in ("sweep", "launcher") and group not in sections else None
 
 
 def _other_name(key: str, keys: list[str], sections: list[str]) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.cli import main
-from llmtrain.config import Composed, build, compose, did_you_mean, parse, read_yaml, type_in_words
+from llmtrain.config import Composed, UnknownKey, build, compose, did_you_mean, masked, multirun, parse, read_yaml, type_in_words
 from llmtrain.errors import ConfigError, require
 from llmtrain.runtime import Precision
 
@@ -185,7 +185,9 @@ def test_experiment_null_is_no_experiment() -> None:
 
 @pytest.mark.parametrize("override", ["seed=1,2", "seed=range(1,3)", "optimizer.lr=interval(0,1)", "data.train=a.txt,b.txt"])
 def test_several_values_are_refused_with_how_to_write_one(capsys: pytest.CaptureFixture[str], override: str) -> None:
-    assert f"{override.partition('=')[0]}=[a, b]" in refused(capsys, "pretrain", override)
+    said = refused(capsys, "pretrain", override)
+    assert f"{override.partition('=')[0]}=[a, b]" in said
+    assert "-m runs them all" in said
 
 
 @pytest.mark.parametrize(
@@ -223,6 +225,131 @@ def test_a_value_that_cannot_be_read_is_shown_and_nothing_else_is() -> None:
     with pytest.raises(ConfigError, match=r"name=\[a") as caught:
         parse(["seed=1", "name=[a"])
     assert "quote" in str(caught.value.fix)
+
+
+# --- sweeps ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_typed_after_m_is_the_sweeps_or_the_same_for_all_members_or_swept() -> None:
+    typed = multirun(
+        [
+            "finetune=features,full", "name=mine", "data=text", "sweep=freezing", "sweep.seeds=2", "seed=0,1", "launcher.jobs=2",
+            "output_dir=there", "max_members=9", "data.train=a.csv", "+experiment=gpt1",
+        ]
+    )  # fmt: skip
+    assert typed.own == ["name=mine", "sweep=freezing", "sweep.seeds=2", "launcher.jobs=2", "output_dir=there", "max_members=9"]
+    assert typed.fixed == ["data=text", "data.train=a.csv", "experiment=gpt1"]
+    assert [override.key_or_group for override in typed.swept] == ["finetune", "seed"]
+    assert typed.given == {"data", "data.train", "experiment"}
+
+
+@pytest.mark.parametrize(
+    ("value", "values"),
+    [
+        ("1,2", ["1", "2"]),
+        ("choice(1,2)", ["1", "2"]),
+        ("range(1,3)", ["1", "2"]),
+        ("sort(2,1)", ["1", "2"]),
+        ("sort(range(1,3),reverse=true)", ["2", "1"]),
+        ("'a, b',c", ["'a, b'", "c"]),
+    ],
+)
+def test_several_values_are_swept_in_hydras_grammar(value: str, values: list[str]) -> None:
+    (override,) = multirun([f"a.b={value}"]).swept
+    assert list(override.sweep_string_iterator()) == values
+
+
+@pytest.mark.parametrize("value", ["interval(0,1)", "tag(log,interval(0.1,1))", "int(interval(1,8))", "shuffle(1,2)", "shuffle(range(9))"])
+def test_what_only_some_sweeps_take_is_swept_too(value: str) -> None:
+    assert len(multirun([f"a.b={value}"]).swept) == 1
+
+
+@pytest.mark.parametrize("value", ["[1,2]", "'a, b'", "{a: 1}", "'0,11'", "~/books", "x=y"])
+def test_one_value_is_the_same_for_all_members(value: str) -> None:
+    typed = multirun([f"a.b={value}"])
+    assert (typed.fixed, typed.swept) == ([f"a.b={value}"], ())
+
+
+@pytest.mark.parametrize("text", ["prompt=a, b", "text=1,2", "second='a', 'b'", "prompt=range(3)"])
+def test_a_prompt_is_taken_as_typed_in_a_sweep_too(text: str) -> None:
+    assert multirun([text]).fixed == [text]
+
+
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("+seed=1,2", "neither added nor removed"),
+        ("++seed=1,2", "neither added nor removed"),
+        ("~seed", "neither added nor removed"),
+        ("seed", "neither an option nor KEY=VALUE"),
+        ("hydra.run.dir=a,b", "Hydra's own settings"),
+        ("hydra/launcher=a,b", "Hydra's own settings"),
+        ("model@other=a,b", "Hydra's own settings"),
+        ("model=glob(*)", "glob is not taken"),
+        ("model=glob([gpt*],exclude=gpt1)", "glob is not taken"),
+        ("sweep=grid,optuna", "a sweep has one sweep"),
+        ("sweep.blocks=0,2,4", "a sweep has one sweep.blocks"),
+        ("launcher=local,submitit", "a sweep has one launcher"),
+        ("output_dir=a,b", "a sweep has one output_dir"),
+        ("name=a,b", "a sweep has one name"),
+        ("seed=choice()", "empty choice is not legal"),
+        ("data.train=shuffle([a,b])", "shuffled anew at each start"),
+        ("seed=range(a)", "range"),
+        ("seed=[a,b", "the value cannot be read"),
+        ("_target_=a,b", "cannot name code to run"),
+        ("model._target_=a,b", "cannot name code to run"),
+        ("model={_target_:a},{_target_:b}", "cannot name code to run"),
+        ("model=choice({_target_:a})", "cannot name code to run"),
+        ("model={_target_:a}", "cannot name code to run"),
+    ],
+)
+def test_a_sweep_takes_no_more_than_one_run_does(override: str, answer: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(answer)) as caught:
+        multirun(["finetune=features,full", override])
+    assert caught.value.exit_code == 2
+    assert len(caught.value.screen().splitlines()) <= 6
+
+
+@pytest.mark.parametrize("typed", [["seed=0,1", "seed=2"], ["seed=2", "seed=0,1"], ["seed=0,1", "seed=2,3"]])
+def test_a_swept_key_is_given_once(typed: list[str]) -> None:
+    with pytest.raises(ConfigError, match="seed is given twice"):
+        multirun(typed)
+
+
+@pytest.mark.parametrize("override", ["hf_token=hf_secret,b", "hf_token=interval(hf_secret)", "hf_token=glob(hf_secret)", "+hf_token=hf_secret,b"])
+def test_h09_a_secret_with_several_values_is_refused_and_not_repeated(capsys: pytest.CaptureFixture[str], override: str) -> None:
+    assert "hf_secret" not in refused(capsys, "pretrain", override)
+    with pytest.raises(ConfigError) as caught:
+        for swept in multirun([override]).swept:  # the first member that is composed
+            compose("pretrain", [f"{swept.key_or_group}={next(swept.sweep_string_iterator())}"])
+    assert "hf_secret" not in caught.value.screen()
+
+
+def test_a_weight_whose_name_ends_in_token_can_be_swept() -> None:
+    assert [o.key_or_group for o in multirun(["objective.weights.next_token=1,2"]).swept] == ["objective.weights.next_token"]
+
+
+def test_a_users_own_settings_of_a_sweep_are_the_sweeps(tmp_path: Path) -> None:
+    (tmp_path / "multirun.yaml").write_text("defaults:\n  - sweep: grid\n  - color: red\nmine: 1\n")
+    assert multirun(["mine=2", "color=blue", "name=x"], tmp_path).own == ["mine=2", "color=blue"]
+
+
+@pytest.mark.parametrize("override", ["sweep=freezing", "sweep.trials=3", "launcher=local"])
+def test_a_setting_of_a_sweep_without_one_is_answered_with_m(capsys: pytest.CaptureFixture[str], override: str) -> None:
+    assert "llmtrain VERB -m" in refused(capsys, "finetune", override)
+
+
+@pytest.mark.parametrize(("overrides", "key"), [(["optimizer.lrr=1"], "optimizer.lrr"), (["finetune=features", "finetune.blocks=1"], "finetune.blocks")])
+def test_an_unknown_key_can_be_told_from_other_errors(overrides: list[str], key: str) -> None:
+    with pytest.raises(UnknownKey) as caught:
+        compose("finetune", overrides)
+    assert (caught.value.key, caught.value.exit_code) == (key, 2)
+
+
+def test_an_unknown_key_of_a_part_can_be_told_too() -> None:
+    with pytest.raises(UnknownKey) as caught:
+        build(outer(inner={"rate": 0.1, "rat": 1}), Outer, "a")
+    assert caught.value.key == "a.inner.rat"
 
 
 # --- H: a config cannot run or hide anything ------------------------------------------------------------------------
@@ -499,3 +626,10 @@ def test_types_are_named_in_words(hint: object, words: str) -> None:
 def test_the_nearest_name_is_suggested(word: str, meant: str | None) -> None:
     found = did_you_mean(word, ["gpt_tiny", "gpt2", "temperature"])
     assert found == (f"did you mean {meant!r}?" if meant else None)
+
+
+def test_h10_what_variables_of_secrets_hold_is_masked_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "very-secret")
+    monkeypatch.setenv("MY_TOKEN", "abc")  # so short that it would stand in ordinary words
+    tree = {"a": {"project": "x very-secret y"}, "b": ["very-secret", 1], "c": "abcdef", "d": None}
+    assert masked(tree) == {"a": {"project": "x *** y"}, "b": ["***", 1], "c": "abcdef", "d": None}
