@@ -25,7 +25,10 @@ VERBS = {
     "evaluate": ("loss, perplexity and accuracy of a model on a split", "evaluate"),
     "generate": ("let a model write", "generate"),
     "predict": ("answer a file of texts, fill in [MASK], or judge whether a sentence follows another", "predict"),
+    "sweep": ("list the sweeps, show how far one is, or go on with it; `-m` after finetune or pretrain starts one", "sweep"),
+    "report": ("hold runs against each other: a table, pictures, and what may be said about them", "report"),
     "cache": ("list or clear what frozen layers computed once", "cache"),
+    "doctor": ("what this machine is, and what llmtrain can do on it; output=FILE.json for an issue", "doctor"),
     "validate": ("check a config without running it", "validate"),
 }
 
@@ -37,6 +40,8 @@ verbs:
 {verbs}
 
 options:
+  -m, --multirun   after finetune or pretrain: a sweep over every key that has several values, one process for each member
+  --retry-failed   with -m: try the members that failed again, too
   --help           this page; after a verb: its groups, options and keys
   --cfg job        print the composed config and stop
   --config-dir DIR add a folder of your own YAML files; a file there wins over a shipped one of the same name
@@ -49,7 +54,19 @@ start here:
   llmtrain pretrain model=bert_mini objective=bert    a small BERT learns to fill in words and to tell the order
   llmtrain generate prompt='Once upon a time'         let the newest model write
   llmtrain finetune finetune=last_layers              train the upper blocks of the newest model to tell kinds of texts apart
-  llmtrain finetune data=text data.train=reviews.csv  the same on your own labelled texts"""
+  llmtrain finetune data=text data.train=reviews.csv  the same on your own labelled texts
+  llmtrain finetune -m finetune=features,last_layers,full seed=0,1,2   how much of the model has to be finetuned, with a report"""
+
+
+FLAGS = {
+    "--help": "help",
+    "-h": "help",
+    "--debug": "debug",
+    "--version": "version",
+    "-m": "multirun",
+    "--multirun": "multirun",
+    "--retry-failed": "retry_failed",
+}
 
 
 @dataclass
@@ -64,6 +81,8 @@ class Arguments:
     cfg: bool = False
     debug: bool = False
     version: bool = False
+    multirun: bool = False
+    retry_failed: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,8 +125,8 @@ def take_apart(argv: list[str]) -> Arguments:
     rest = iter(argv)
     for text in rest:
         name, _, value = text.partition("=")
-        if name in ("--help", "-h", "--debug", "--version"):
-            setattr(found, {"-h": "help"}.get(name, name.lstrip("-")), True)
+        if text in FLAGS:
+            setattr(found, FLAGS[text], True)
         elif name in ("--cfg", "-c"):
             kind = value or next(rest, "")
             if kind != "job":
@@ -118,10 +137,8 @@ def take_apart(argv: list[str]) -> Arguments:
             if not folder:
                 raise ConfigError(f"{name} names no folder", allowed=f"{name} FOLDER")
             found.config_dir = Path(folder)
-        elif name in ("-m", "--multirun"):
-            raise ConfigError(f"{name}: sweeps are not there yet", fix="run the members one by one")
         elif text.startswith("-"):
-            raise _unknown(text, ["--help", "--cfg", "--config-dir", "--debug", "--version"], "option")
+            raise _unknown(text, ["--multirun", "--retry-failed", "--help", "--cfg", "--config-dir", "--debug", "--version"], "option")
         elif "=" in text or text[:1] in "+~":
             found.overrides.append(text)
         elif found.verb is None:
@@ -169,9 +186,16 @@ def _run(found: Arguments) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
     assert found.verb is not None
+    if found.retry_failed and not found.multirun:
+        raise ConfigError("--retry-failed is for sweeps", allowed=f"llmtrain {found.verb} -m … --retry-failed")
+    if found.multirun:
+        _refuse_words(found)
+        sweeps = importlib.import_module("llmtrain.command.sweep")
+        return int(sweeps.sweep(found.verb, found.overrides, found.config_dir, retry_failed=found.retry_failed, show=found.cfg))
     module = importlib.import_module(f"llmtrain.command.{VERBS[found.verb][1]}")
-    if found.words and not getattr(module, "TAKES_A_VERB", False):
-        raise ConfigError(f"{shown(found.words[0])} is neither an option nor KEY=VALUE", fix=f"`llmtrain {found.verb} --help` lists the keys")
+    takes_words = getattr(module, "TAKES_WORDS", False)
+    if not (takes_words or getattr(module, "TAKES_A_VERB", False)):
+        _refuse_words(found)
     verb = found.words[0] if found.words else found.verb
     primary = module.primary(verb) if hasattr(module, "primary") else found.verb
     sections = module.inherited(found.overrides) if hasattr(module, "inherited") else {}
@@ -181,7 +205,12 @@ def _run(found: Arguments) -> int:
             print(f"note: {line}", file=sys.stderr)
         print(OmegaConf.to_yaml(composed.config), end="")
         return 0
-    return int(module.command(composed, found.overrides))
+    return int(module.command(composed, found.overrides, found.words) if takes_words else module.command(composed, found.overrides))
+
+
+def _refuse_words(found: Arguments) -> None:
+    if found.words:
+        raise ConfigError(f"{shown(found.words[0])} is neither an option nor KEY=VALUE", fix=f"`llmtrain {found.verb} --help` lists the keys")
 
 
 if __name__ == "__main__":

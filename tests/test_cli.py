@@ -83,7 +83,7 @@ def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str], arguments: lis
     ("arguments", "answer"),
     [
         (["pretran"], "did you mean 'pretrain'?"),
-        (["dance"], "allowed: pretrain, finetune, evaluate, generate, predict, cache, validate"),
+        (["dance"], "allowed: pretrain, finetune, evaluate, generate, predict, sweep, report, cache, doctor, validate"),
         (["pretrain", "--hlp"], "did you mean '--help'?"),
         (["pretrain", "--config_dir=x"], "did you mean '--config-dir'?"),
         (["pretrain", "--cfg", "all"], "allowed: --cfg job"),
@@ -92,8 +92,8 @@ def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str], arguments: lis
         (["seed=1"], "fix: llmtrain pretrain seed=1"),
         (["pretrain", "gpt2"], "'gpt2' is neither an option nor KEY=VALUE"),
         (["pretrain", "~seed"], "neither added nor removed"),
-        pytest.param(["pretrain", "-m", "seed="], "-m: sweeps are not there yet", id="A31"),
-        pytest.param(["-m", "pretrain", "seed=range(0,1000000)"], "-m: sweeps are not there yet", id="A31 many"),
+        pytest.param(["pretrain", "-m", "seed="], "-m: no key has several values", id="A31"),
+        pytest.param(["-m", "pretrain", "seed=range(0,1000000)"], "the sweep has 1,000,000 members", id="A31 many"),
         (["\x1b[2Jpretrain"], r"\x1b[2Jpretrain"),
     ],
 )

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from llmtrain.cli import VERBS
 from llmtrain.command.train import parts
-from llmtrain.config import _kind, compose, groups, kinds
+from llmtrain.config import _kind, build, compose, groups, kinds
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "llmtrain"
@@ -28,7 +28,7 @@ FLOORS = {
     4: ("trainer", "frozen", "sweep", "launcher", "report"),
     3: ("objective", "finetune", "callback", "task", "schedule", "cache", "optimizer", "checkpoint", "estimate"),
     2: ("model", "data"),
-    1: ("config", "runtime", "state", "seeding", "files"),
+    1: ("config", "runtime", "state", "seeding", "files", "machine"),
     0: ("errors",),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
@@ -42,6 +42,8 @@ BASES = {
     "finetune": "Finetune",
     "schedule": "Schedule",
     "callback": "Callback",
+    "sweep": "Sweep",
+    "launcher": "Launcher",
 }
 
 
@@ -146,6 +148,11 @@ def test_a_preset_adds_no_key(path: Path) -> None:
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g, options in groups().items() for o in options if g in BASES and g != "callback"])
 def test_every_shipped_option_composes_and_builds(group: str, option: str) -> None:
+    if group in ("sweep", "launcher"):  # a sweep's own config, and none of its members'
+        composed = compose("multirun", [f"{group}={option}", *(['sweep.listed=["seed=1"]'] if option == "points" else [])])
+        base = getattr(importlib.import_module(f"llmtrain.{group}.base"), BASES[group])
+        assert isinstance(build(composed.config[group], base, group), base)
+        return
     extra = {"text": ["data.train=book.txt"], "hub": ["data.name=somebody/something"]}.get(option, [])
     composed = compose(
         "finetune",
@@ -162,7 +169,8 @@ def test_every_shipped_option_composes_and_builds(group: str, option: str) -> No
 @pytest.mark.parametrize("name", groups().get("experiment", []))
 def test_every_experiment_composes_and_builds(name: str) -> None:
     extra = ["data.train=books"] if name == "gpt1" else []  # its corpus is not distributed
-    assert parts(compose("pretrain", [f"experiment={name}", *extra]).config) is not None
+    verb = "finetune" if "checkpoint" in yaml.safe_load((CONFIGS / "experiment" / f"{name}.yaml").read_text()).get("model", {}) else "pretrain"
+    assert parts(compose(verb, [f"experiment={name}", *extra]).config) is not None
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -29,7 +29,7 @@ def page(verb: str, about: str, overrides: Sequence[str] = (), user_dir: Path | 
         overrides: as on the command line; where they are wrong, the page is that of the verb alone.
         user_dir: a folder of the user's own YAML files.
     """
-    primary = "pretrain" if verb == "validate" else verb
+    primary = {"validate": "pretrain", "sweep": "multirun"}.get(verb, verb)
     try:
         config = compose(primary, list(overrides), user_dir).config
     except ConfigError:
