@@ -266,8 +266,6 @@ class Boundary:
 
     def made_with(self, other: Boundary) -> bool:
         """Whether the pass that makes another one can make this one as well: nothing that its states depend on differs there."""
-        if store.fingerprint(self.examples) != store.fingerprint(other.examples):
-            return False
         return other.question.identity(other.examples, self.depth, self.pooled, self.question.head) == self.identity
 
     @property

@@ -969,7 +969,8 @@ def test_boundaries_of_which_none_pays_for_the_pass_alone_can_pay_for_it_togethe
 def test_what_is_chosen_is_the_cheapest_of_all_choices(seed: int) -> None:
     draw = random.Random(seed)
     cases = [
-        runs(depth, draw.choice([0.05, 0.2, 0.4, 0.5, 0.7, 1]), members=draw.choice([1, 2]), ready=draw.random() < 0.2) for depth in draw.choices(range(1, 6), k=5)
+        runs(depth, draw.choice([0.05, 0.2, 0.4, 0.5, 0.7, 1]), members=draw.choice([1, 2]), ready=draw.random() < 0.2)
+        for depth in draw.choices(range(1, 6), k=5)
     ]
     balance = cache._Balance(cases, draw.choice([1e11, 1e12]))
     choices = [set(some) for number in range(6) for some in itertools.combinations(range(5), number)]
