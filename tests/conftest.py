@@ -57,6 +57,9 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "multiple_choice": (*TINY_BERT, "objective=multiple_choice", "data.validation_fraction=0.2"),
 }
 
+# Where a test takes long for each of them, the ordinary run asks a GPT's, a BERT's with two terms and a task's, and `pytest -m long` the others.
+SOME = tuple(pytest.param(name, marks=() if name in ("next_token", "bert", "classification") else pytest.mark.long) for name in ANSWERS)
+
 # A finetuning of a tiny pretrained model, on labelled rows.
 TINY_FINETUNE = (
     "data=synthetic",

@@ -1,4 +1,4 @@
-"""Faults of config, data, models, numerics (A to D), hostile input and sweeps (H, I): which test covers which, and those of finetuning that no other file holds."""
+"""Faults of config, data, models, numerics (A to D), hostile input and sweeps (H, I): which test covers which, and what no other file holds."""
 
 from __future__ import annotations
 

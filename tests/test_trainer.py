@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llmtrain import trainer
 from llmtrain.errors import ConfigError
 from llmtrain.finetune.base import Phase
-from tests.conftest import ANSWERS, Train, outcome, tiny
+from tests.conftest import ANSWERS, SOME, Train, outcome, tiny
 
 RAGGED = ("objective.packing=false", "trainer.log_every_steps=1")
 # Micro-batches with unequal numbers of targets, for each objective; pairs have one each.
@@ -72,7 +72,7 @@ def test_ragged_data_is_ragged(train: Train, tmp_path: Path, monkeypatch: pytest
     assert any(len(set(counts)) > 1 for counts in seen)
 
 
-@pytest.mark.parametrize("objective", ANSWERS)
+@pytest.mark.parametrize("objective", SOME)
 def test_two_processes_give_the_losses_and_gradients_of_one(train: Train, tmp_path: Path, objective: str) -> None:
     names, asked = (*LOSSES[objective], "grad_norm", "lr"), UNEQUAL[objective]
     one = train(tmp_path / "one", *asked)
@@ -85,7 +85,7 @@ def test_two_processes_give_the_losses_and_gradients_of_one(train: Train, tmp_pa
     assert done.stdout.count("starting from step 0") == 1
 
 
-@pytest.mark.parametrize("objective", ["next_token", "masked_lm", "bert", "classification"])  # the others are cut of the same cloth; `long` has them
+@pytest.mark.parametrize("objective", [pytest.param(o, marks=() if o in ("next_token", "classification") else pytest.mark.long) for o in ANSWERS])
 def test_two_processes_resume_exactly(tmp_path: Path, objective: str) -> None:
     steady = (*ANSWERS[objective], "schedule=constant", "devices=2", "model.dropout=0.1")
     assert launch(tmp_path / "unbroken", *steady, cwd=tmp_path).returncode == 0

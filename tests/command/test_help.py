@@ -33,7 +33,7 @@ def test_every_key_of_a_verb_is_listed_with_its_comment(verb: str) -> None:
     from omegaconf import OmegaConf
 
     shown = rows(page(verb, "about"))
-    config = OmegaConf.to_container(compose("pretrain" if verb == "validate" else verb, []).config)
+    config = OmegaConf.to_container(compose({"validate": "pretrain", "sweep": "multirun"}.get(verb, verb), []).config)
     assert [key.partition("=")[0] for key in shown] == keys(config)
     assert [key for key, comment in shown.items() if not comment] == []
 

@@ -35,8 +35,12 @@ LONG = ("seed=0,1", "trainer.max_steps=400", "checkpoint.every_steps=20")
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
     """One process that has imported what members import, for all sweeps of this module: each would wait seconds for its own."""
+    from multiprocessing import forkserver
+
     from llmtrain.launcher import local
 
+    if forkserver._forkserver._forkserver_pid is not None:  # one for workers that read data, which has imported nothing of ours
+        forkserver._forkserver._stop()
     with local._server():
         yield
 
@@ -278,6 +282,7 @@ def test_data_that_is_not_there_is_the_sweeps_own_error(pretrained: Pretrained, 
 # --- signals ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_told_to_stop_saves_its_members_and_goes_on_later(pretrained: Pretrained, two: Path, run: Sweep) -> None:
     process = started(typed(pretrained, "mine", *LONG))
     when("mine", has_a_checkpoint, lambda home: process.send_signal(signal.SIGTERM)).join()

@@ -21,6 +21,16 @@ def jobs_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_server_of_others() -> None:
+    """Tests before these may have left multiprocessing's server, one for workers that read data: it has imported nothing of ours."""
+    from multiprocessing import forkserver
+
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        server._stop()
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[..., Job]:
     """A job with a log in the test's own folder: job(call, *arguments)."""

@@ -112,7 +112,7 @@ def cross_validated(baseline: Callable[[Seen, Seen], float], negatives: Negative
 
 
 @pytest.mark.parametrize("baseline", [by_first_token, by_lengths])
-@pytest.mark.parametrize("length", [128, 256, 512])
+@pytest.mark.parametrize("length", [128, pytest.param(256, marks=pytest.mark.long), pytest.param(512, marks=pytest.mark.long)])
 @pytest.mark.parametrize("negatives", Negatives)
 def test_a_baseline_without_the_text_stays_at_chance(negatives: Negatives, length: int, baseline: Callable[[Seen, Seen], float]) -> None:
     accuracy, number = cross_validated(baseline, negatives, length)
