@@ -87,6 +87,10 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit code."""
+    if argv is None and {"pretrain", "finetune"} & set(sys.argv[1:]):  # a command of its own: a caller with an argv is somebody else's process
+        from llmtrain.runtime import restart_sparing
+
+        restart_sparing()
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
     try:

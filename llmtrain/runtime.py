@@ -387,6 +387,21 @@ def keep_memory() -> bool:
         return False
 
 
+def restart_sparing() -> None:
+    """Start this process anew with glibc told to leave no crumbs, unless the environment says how it is to allocate.
+
+    torch asks for blocks at multiples of 64 bytes. glibc cuts them out of larger ones, and the offcuts of 32 to 112 bytes go
+    to a cache of each thread, from where small objects take them: so the large free blocks beside them do not join and
+    cannot be used again (glibc 2.36). Without that cache the peak of training a BERT of 14 million parameters was 100 MB
+    lower (970 for 1,070) at the same speed. It can be set in the environment alone, which is read when a process starts, so
+    this is to be called first, by the command itself and not by a library. LLMTRAIN_ALLOCATOR=system prevents it.
+    """
+    glibc = sys.platform.startswith("linux") and "CS_GNU_LIBC_VERSION" in os.confstr_names
+    if glibc and "GLIBC_TUNABLES" not in os.environ and os.environ.get("LLMTRAIN_ALLOCATOR") != "system":
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.tcache_count=0"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 # --- console and log ----------------------------------------------------------------------------------------------
 
 

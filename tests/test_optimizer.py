@@ -61,3 +61,36 @@ def test_state_goes_by_name_when_the_trainable_set_changes() -> None:
     assert torch.equal(kept["exp_avg"], state["1.weight"]["exp_avg"])
     assert not torch.equal(kept["exp_avg"], state["0.weight"]["exp_avg"])
     assert float(kept["step"]) == 1
+
+
+def test_the_state_made_beforehand_is_what_adamw_makes_itself() -> None:
+    """The same weights and the same state after two updates as with torch's own AdamW, which makes it at the first."""
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(3, 4), nn.Linear(3, 4)
+    theirs.load_state_dict(ours.state_dict())
+    built = ADAMW.build(ours, ["weight", "bias"], {})
+    groups = [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    plain = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    assert built.state
+    assert not plain.state
+    for _ in range(2):
+        for model, optimizer in ((ours, built), (theirs, plain)):
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert built.state[a].keys() == plain.state[b].keys()
+        assert all(torch.equal(built.state[a][k], v) and built.state[a][k].dtype == v.dtype for k, v in plain.state[b].items())
+
+
+def test_loaded_state_is_a_copy() -> None:
+    model = nn.Linear(2, 2)
+    state = {"weight": {"step": torch.tensor(3.0), "exp_avg": torch.ones(2, 2), "exp_avg_sq": torch.ones(2, 2)}}
+    optimizer = ADAMW.build(model, ["weight"], {})
+    load_state(optimizer, state)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert float(optimizer.state[model.weight]["step"]) == 4
+    assert float(state["weight"]["step"]) == 3
+    assert torch.equal(state["weight"]["exp_avg"], torch.ones(2, 2))

@@ -312,3 +312,19 @@ def test_pythons_that_are_started_do_not_import_from_the_working_directory(tmp_p
     runtime.path_of_their_own()
     monkeypatch.setenv("PYTHONSAFEPATH", os.environ["PYTHONSAFEPATH"])  # so that it goes with the test
     assert subprocess.run(command, check=False).returncode == 0
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="glibc alone")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "glibc.malloc.tcache_count=0"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=0"}, "glibc.malloc.check=0"),
+        ({"LLMTRAIN_ALLOCATOR": "system"}, "None"),
+    ],
+)
+def test_the_command_starts_anew_with_a_sparing_allocator_once_and_with_its_words(given: dict[str, str], expected: str) -> None:
+    code = "import os, sys; from llmtrain.runtime import restart_sparing; restart_sparing(); print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])"
+    environment = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "LLMTRAIN_ALLOCATOR")} | given
+    child = subprocess.Popen([sys.executable, "-c", code, "a b", "c=1"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert child.communicate(timeout=60)[0] == f"{child.pid} {expected} ['a b', 'c=1']\n"

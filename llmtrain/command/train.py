@@ -677,6 +677,7 @@ def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, s
     if machine.device == "cpu":
         forward.use_cpu_attention(model)
         forward.use_cpu_dropout(model)
+        forward.use_cpu_linear(model)
     forward.reach(model)  # asked here, by a tiny pass, so that the first update is one like any other
     if built.trainer.gradient_checkpointing:
         # Not reentrant (the default): the reentrant kind gives no gradients above a frozen prefix. Frozen blocks are in

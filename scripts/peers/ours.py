@@ -12,6 +12,9 @@ from typing import Any
 
 
 def main(overrides: list[str]) -> None:
+    from llmtrain.runtime import restart_sparing
+
+    restart_sparing()  # as the command does
     from llmtrain.callback.progress import Progress
     from llmtrain.cli import main as llmtrain
 

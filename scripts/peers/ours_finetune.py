@@ -10,6 +10,9 @@ from pathlib import Path
 
 
 def main(overrides: list[str]) -> None:
+    from llmtrain.runtime import restart_sparing
+
+    restart_sparing()  # as the command does
     from llmtrain.cli import main as llmtrain
 
     (folder,) = (word.partition("=")[2] for word in overrides if word.startswith("output_dir="))

@@ -46,6 +46,7 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
 )
+from transformers.pytorch_utils import Conv1D
 
 from llmtrain.model import anatomy, forward
 from llmtrain.model.base import Combine, Outputs, Pooling
@@ -519,7 +520,7 @@ def test_dropout_has_the_gradients_of_its_own_mask() -> None:
 
 
 def test_dropout_leaves_out_its_share() -> None:
-    kept = forward._kept(torch.Size([1000, 1001]), 0.1, torch.Generator().manual_seed(6))
+    kept = forward._kept(*forward._drawn(torch.Size([1000, 1001]), 0.1, torch.Generator().manual_seed(6)))
     assert abs(float(kept.mean()) - 0.9) < 1e-3
     assert set(kept.unique().tolist()) == {0.0, 1.0}
 
@@ -636,6 +637,21 @@ def test_a_model_that_does_not_take_the_common_sdpa_keeps_its_own_attention(name
     assert model.config._attn_implementation == before
 
 
+def kept_bytes(model: nn.Module, function: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of what a function makes, each storage once; parameters are not counted."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        made = function()
+    assert made.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in parameters)
+
+
 # --- dropout on a CPU ------------------------------------------------------------------------------------------------
 
 
@@ -675,6 +691,151 @@ def test_cpu_dropout_changes_no_name_and_nothing_that_is_saved() -> None:
     assert names == [name for name, _ in model.named_modules()]
     assert saved == list(model.state_dict())
     assert any(type(module).__name__ == "_CPUDropout" for module in model.modules())
+
+
+def test_the_mask_of_dropout_is_kept_as_bits() -> None:
+    model = nn.Sequential(nn.Dropout(0.3))
+    forward.use_cpu_dropout(model)
+    x = torch.ones(100, 80, requires_grad=True)
+    assert kept_bytes(model, lambda: model(x)) == x.numel() // 8
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 1 - 2**-16])
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (200, 300)])
+def test_the_bits_say_what_was_kept(shape: tuple[int, ...], p: float) -> None:
+    words, first = forward._drawn(torch.Size(shape), p, torch.Generator().manual_seed(0))
+    kept = forward._kept(words, first)
+    assert torch.equal(forward._unpacked(forward._packed(words, first), kept), kept)
+
+
+# --- linear layers on a CPU ------------------------------------------------------------------------------------------
+
+
+BODIES_OF_LINEAR: dict[str, Callable[[], PreTrainedModel]] = {
+    "gpt2": gpt2,
+    "gpt2 with the fused GELU": lambda: GPT2LMHeadModel(GPT2Config(**SMALL, n_embd=W, n_layer=2, n_head=4, activation_function="gelu_pytorch_tanh")),
+    "bert": bert,
+    "bert with dropout": lambda: BertForMaskedLM(BertConfig(**{**ENCODER, "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2})),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**WIDE)),
+    "modernbert": modern,
+    "opt": opt,
+}
+
+
+def with_linear(name: str, ours: bool) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = BODIES_OF_LINEAR[name]().train()
+    if ours:
+        forward.use_cpu_linear(model)
+    return model
+
+
+def learnt(model: PreTrainedModel, bf16: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and all gradients, with the same draws every time."""
+    forward.reach(model)
+    torch.manual_seed(7)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        made = loss(model, ids(length=20))
+    made.backward()
+    return made.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", BODIES_OF_LINEAR)
+def test_a_model_with_our_linear_layers_has_its_own_loss_and_gradients_to_the_last_bit(name: str, bf16: bool) -> None:
+    ours = with_linear(name, ours=True)
+    assert any(isinstance(module, forward._CPULinear) for module in ours.modules())
+    (a, by_a), (b, by_b) = learnt(ours, bf16), learnt(with_linear(name, ours=False), bf16)
+    assert torch.equal(a, b)
+    assert by_a.keys() == by_b.keys()
+    assert all(torch.equal(by_a[name], by_b[name]) for name in by_b)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_recomputed_activations_give_our_linear_layers_the_same_gradients(bf16: bool) -> None:
+    plain = learnt(with_linear("bert with dropout", ours=True), bf16)[1]
+    model = with_linear("bert with dropout", ours=True)
+    model.activation_checkpointing_enable()
+    again = learnt(model, bf16)[1]
+    assert all(torch.equal(again[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gradients_of_a_linear_layer_are_those_of_finite_differences(kind: type[nn.Module], bias: bool) -> None:
+    weight = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+    shift = torch.randn(3 if kind is Conv1D else 4, dtype=torch.double, requires_grad=True) if bias else None
+    x = torch.randn(2, 5, 4 if kind is Conv1D else 3, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *given: forward._Linear.apply(*given, kind is Conv1D), (x, weight, shift))
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "input"])
+def test_what_is_frozen_gets_no_gradient_from_a_linear_layer(frozen: str) -> None:
+    given = {"input": torch.randn(5, 3, requires_grad=True), "weight": torch.randn(4, 3, requires_grad=True), "bias": torch.randn(4, requires_grad=True)}
+    given[frozen].requires_grad_(False)
+    forward._Linear.apply(*given.values(), False).sum().backward()
+    assert [name for name, tensor in given.items() if tensor.grad is None] == [frozen]
+
+
+@pytest.mark.parametrize("name", ["gpt2 with the fused GELU", "bert"])
+def test_our_linear_layers_keep_less_for_the_backward_pass(name: str) -> None:
+    def kept(ours: bool) -> int:
+        model = with_linear(name, ours)
+        reach = forward.reach(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            return kept_bytes(model, lambda: forward.encode(model, reach, input_ids=ids(length=64)).states)
+
+    assert kept(ours=True) < 0.92 * kept(ours=False)
+
+
+def small_stack() -> tuple[nn.Linear, nn.Module, nn.Linear]:
+    torch.manual_seed(0)
+    stack = nn.Module()
+    stack.base_model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+    forward.use_cpu_linear(stack)  # type: ignore[arg-type]
+    first, gelu, second = stack.base_model
+    return first, gelu, second
+
+
+def test_the_output_of_a_gelu_is_made_again_and_not_kept() -> None:
+    first, gelu, second = small_stack()
+    x = torch.ones(32, 8)
+    assert kept_bytes(nn.ModuleList([first, second]), lambda: second(gelu(first(x)))) == x.nbytes + 32 * 16 * 4
+
+
+def test_an_output_that_was_changed_in_place_is_kept_as_it_is() -> None:
+    first, gelu, second = small_stack()
+    made = gelu(first(torch.ones(32, 8)))
+    made.mul_(3)
+    second(made).sum().backward()
+    assert second.weight.grad is not None
+    assert torch.allclose(second.weight.grad[0], made.detach().sum(0))
+
+
+def test_layers_that_read_one_input_share_its_copy_until_it_is_changed() -> None:
+    x, other = torch.randn(3, 4), torch.randn(3, 4)
+    copy = forward._cast(x, torch.bfloat16)
+    assert forward._cast(x, torch.bfloat16) is copy
+    assert torch.equal(forward._cast(other, torch.bfloat16), other.bfloat16())
+    copy = forward._cast(x, torch.bfloat16)
+    x.mul_(2)
+    assert torch.equal(forward._cast(x, torch.bfloat16), x.bfloat16())
+    assert not torch.equal(copy, x.bfloat16())
+
+
+def test_our_linear_layers_change_no_name_and_nothing_that_is_saved() -> None:
+    model = gpt2()
+    names, saved, shown = [name for name, _ in model.named_modules()], list(model.state_dict()), repr(model)
+    forward.use_cpu_linear(model)
+    assert (names, saved, shown) == ([name for name, _ in model.named_modules()], list(model.state_dict()), repr(model))
+    assert all(isinstance(module, Conv1D) for module in model.modules() if isinstance(module, forward._CPUConv1D))
+
+
+def test_a_compiled_model_with_our_linear_layers_gives_the_same_loss() -> None:
+    model = with_linear("gpt2", ours=True)
+    plain = loss(model, ids())
+    compiled = torch.compile(lambda tokens: loss(model, tokens), backend="eager")
+    assert close(compiled(ids()).detach(), plain.detach())
 
 
 # --- the answers of a task -----------------------------------------------------------------------------------------
