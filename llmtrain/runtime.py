@@ -552,8 +552,13 @@ def path_of_their_own() -> None:
 
     `python -m` and `python -c` put it first: a user's random.py or datasets.py there would be run in place of the real one.
     """
-    if not {"", os.getcwd()} & set(sys.path):
+    if not imports_from_here():
         os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+
+def imports_from_here() -> bool:
+    """Whether this Python imports from the working directory."""
+    return bool({"", os.getcwd()} & set(sys.path))
 
 
 def in_worker() -> bool:

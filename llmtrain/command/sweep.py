@@ -120,7 +120,7 @@ def sweep(verb: str, overrides: list[str], config_dir: Path | None = None, *, re
     if verb not in ("pretrain", "finetune"):
         raise ConfigError(f"-m: {verb} runs once", allowed="pretrain, finetune")
     console = runtime.make_console()
-    found = planned(verb, overrides, config_dir)
+    found = planned(verb, overrides, config_dir, rehearse=show)
     for line in dict.fromkeys([*found.notes, *found.plan.notes]):
         console.print(f"note: {line}", soft_wrap=True)
     if show:
@@ -135,8 +135,11 @@ def sweep(verb: str, overrides: list[str], config_dir: Path | None = None, *, re
         return _last_words(found, book, console, event)
 
 
-def planned(verb: str, overrides: list[str], config_dir: Path | None) -> Plan:
+def planned(verb: str, overrides: list[str], config_dir: Path | None, *, rehearse: bool = False) -> Plan:
     """Everything that is known of a sweep before a process starts: each member is composed and checked.
+
+    Args:
+        rehearse: where there are no pretrained weights yet, do not make any: the members are those of the model that would be made.
 
     Raises:
         ConfigError: the sweep's own settings, or those of any member.
@@ -150,10 +153,12 @@ def planned(verb: str, overrides: list[str], config_dir: Path | None) -> Plan:
     folder = Path(own.config.output_dir) if own.config.output_dir else Path("runs/sweep") / name
     earlier = Book.opened(folder)
     newest = {} if earlier is None or not earlier.about.get("newest") else {"newest": str(earlier.about["newest"])}  # it keeps what it started from
+    if verb == "finetune" and not (rehearse or newest or runtime.finished_runs("pretrain")):
+        planned(verb, overrides, config_dir, rehearse=True)  # what is wrong is said before minutes go into a small model
 
     def member(extra: list[str]) -> Composed:
         composed = compose(verb, extra, config_dir)
-        _name_newest(composed.config, verb, newest)
+        _name_newest(composed.config, verb, newest, rehearse)
         return composed
 
     def common() -> train.Parts:
@@ -188,9 +193,12 @@ def _checked_name(name: Any, verb: str, overrides: list[str]) -> str:
     return name
 
 
-def _name_newest(config: DictConfig, verb: str, newest: dict[str, str]) -> None:
+def _name_newest(config: DictConfig, verb: str, newest: dict[str, str], rehearse: bool) -> None:
     """Let `newest` mean the same weights for all members, on this start and the next."""
     if config.model.get("checkpoint") == "newest":
+        if rehearse and verb == "finetune" and not (newest or runtime.finished_runs("pretrain")):
+            config.model = train.small_model(config)
+            return
         if "newest" not in newest:
             train.name_newest(config, verb)
             newest["newest"] = str(config.model.checkpoint)

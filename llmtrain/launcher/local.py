@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from llmtrain import runtime
 from llmtrain.errors import DeviceError
 from llmtrain.launcher import child, tree
 from llmtrain.launcher.base import Handle, Job, Launcher, Start
@@ -188,7 +189,7 @@ def _path_of_its_own() -> Iterator[None]:
     multiprocessing starts it with `python -c`, which puts the working directory first: a user's random.py or datasets.py
     there would be run in place of the real one.
     """
-    if "PYTHONSAFEPATH" in os.environ or {"", os.getcwd()} & set(sys.path):
+    if "PYTHONSAFEPATH" in os.environ or runtime.imports_from_here():
         yield
         return
     os.environ["PYTHONSAFEPATH"] = "1"

@@ -296,6 +296,7 @@ def _curves(study: Study) -> Iterator[str]:
     """Whether runs were at their best at the end: then they might have gone on."""
     ends: list[str] = []
     before: list[str] = []
+    mixed: list[str] = []
     for row in study.rows:
         places = [place for run in row.finished if (place := _best_place(study, run)) is not None]
         if not places:
@@ -304,12 +305,16 @@ def _curves(study: Study) -> Iterator[str]:
             ends.append(row.label)
         elif all(place < 1 for place in places):
             before.append(f"{row.label} (best after {_percent(sum(places) / len(places))} of the updates)")
+        else:
+            mixed.append(row.label)
     if sum(any(run.curve for run in row.runs) for row in study.rows) == 1:
         yield from ["At its best at the last evaluation: longer training might still gain."] if ends else []
         yield from [f"At its best before the end{row_place}." for row_place in (text[text.index(" (") :] for text in before)]
+        yield from ["At its best at the end with some seeds, and before it with others."] if mixed else []
         return
     yield from [f"Best at their last evaluation: {_list(ends)}. Longer training might still gain there."] if ends else []
     yield from [f"Best before their end, in all of their runs: {_list(before)}."] if before else []
+    yield from [f"Best at the end with some seeds, and before it with others: {_list(mixed)}."] if mixed else []
 
 
 def _best_place(study: Study, run: Run) -> float | None:

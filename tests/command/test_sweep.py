@@ -362,6 +362,22 @@ def test_what_would_run_is_shown_without_running_it(run: Sweep, capsys: pytest.C
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "options"),
+    [pytest.param(["seed=0,1"], {"show": True}, id="it is only shown"), pytest.param(["optimizer.lr=1e-3,-1"], {}, id="a member is wrong")],
+)
+def test_where_nothing_is_pretrained_no_model_is_made_before_a_sweep_can_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], options: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if options:
+        assert sweep("finetune", overrides, **options) == 0
+    else:
+        with pytest.raises(ConfigError, match=r"optimizer\.lr"):
+            sweep("finetune", overrides)
+    assert not list(tmp_path.iterdir())
+
+
 # --- kinds of sweeps ----------------------------------------------------------------------------------------------
 
 

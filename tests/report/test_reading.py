@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmtrain.report.reading import sentences
-from llmtrain.report.study import Difference, Estimate, Study
+from llmtrain.report.study import Difference, Estimate, Row, Study
 from tests.report import samples
 
 NAN = math.nan
@@ -221,18 +221,29 @@ def test_where_a_cost_is_the_same_everywhere_nothing_is_said_of_it() -> None:
     assert "parameters" not in sentences(same)
 
 
+RISING, FALLING = (0.7, 0.8, 0.9), (0.7, 0.9, 0.8)
+
+
 @pytest.mark.parametrize(
-    ("ends", "says"),
-    [((0.7, 0.8, 0.9), "Best at their last evaluation: full"), ((0.7, 0.9, 0.8), "Best before their end, in all of their runs: full (best after 67 %")],
+    ("first", "others", "says"),
+    [
+        (RISING, RISING, "Best at their last evaluation: full. Longer training might still gain there."),
+        (FALLING, FALLING, "Best before their end, in all of their runs: full (best after 67 % of the updates)"),
+        (RISING, FALLING, "Best at the end with some seeds, and before it with others: full."),
+    ],
 )
-def test_curves_are_read_by_where_their_best_evaluation_lies(ends: tuple[float, ...], says: str) -> None:
+def test_curves_are_read_by_where_their_best_evaluation_lies(first: tuple[float, ...], others: tuple[float, ...], says: str) -> None:
+    """Of every seed: two rows have curves, and the other one has its best where `full` has not."""
+
+    def curve(values: tuple[float, ...]) -> tuple[dict[str, float], ...]:
+        return tuple({"step": float(step), "validation_accuracy": value} for step, value in enumerate(values, 1))
+
+    def drawn(row: Row) -> Row:
+        wanted = {"full": (first, others), "features": (FALLING, FALLING) if first == RISING else (RISING, RISING)}.get(row.label, ((), ()))
+        return replace(row, runs=tuple(replace(run, curve=curve(wanted[min(number, 1)])) for number, run in enumerate(row.runs)))
+
     study = samples.freezing()
-    curve = tuple({"step": float(step), "validation_accuracy": value} for step, value in enumerate(ends, 1))
-    rows = tuple(
-        replace(row, runs=tuple(replace(run, curve=curve if row.label == "full" else samples.curve(0.8, 3)) for run in row.runs)) for row in study.rows
-    )
-    text = said(replace(study, rows=rows), "curves")
-    assert says in text if ends[-1] != max(ends) else "full" in text or "1 more" in text
+    assert says in said(replace(study, rows=tuple(map(drawn, study.rows))), "curves")
 
 
 def test_two_evaluations_are_no_curve() -> None:
