@@ -547,18 +547,21 @@ def stopping_on_signals(event: threading.Event) -> Iterator[None]:
 # --- several processes --------------------------------------------------------------------------------------------
 
 
-def path_of_their_own() -> None:
-    """Let Pythons that this process starts not import from the working directory, unless this one does.
+@contextlib.contextmanager
+def path_of_its_own() -> Iterator[None]:
+    """A Python started inside does not import from the working directory, unless this one does.
 
-    `python -m` and `python -c` put it first: a user's random.py or datasets.py there would be run in place of the real one.
+    `python -m` and `python -c`, which torchrun and multiprocessing use, put it first: a user's random.py or datasets.py
+    there would be run in place of the real one.
     """
-    if not imports_from_here():
-        os.environ.setdefault("PYTHONSAFEPATH", "1")
-
-
-def imports_from_here() -> bool:
-    """Whether this Python imports from the working directory."""
-    return bool({"", os.getcwd()} & set(sys.path))
+    if "PYTHONSAFEPATH" in os.environ or {"", os.getcwd()} & set(sys.path):
+        yield
+        return
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
 
 
 def in_worker() -> bool:
@@ -595,8 +598,8 @@ def launch(folder: Path, verb: str, settings: Settings) -> int:
     Signals go on to all of them; the exit code of torchrun itself is 1 whatever happened.
     """
     results(folder)
-    path_of_their_own()
-    environment = {**os.environ, "LLMTRAIN_LAUNCHED": "1"}
+    with path_of_its_own():
+        environment = {**os.environ, "LLMTRAIN_LAUNCHED": "1"}
     threads = decide_threads(settings.threads, settings.processes)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     arguments = ["--standalone", "--nproc-per-node", str(settings.processes), "-m", "llmtrain.worker", str(folder), verb]

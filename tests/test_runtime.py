@@ -309,9 +309,9 @@ def test_pythons_that_are_started_do_not_import_from_the_working_directory(tmp_p
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     command = [sys.executable, "-c", "import random"]
     assert subprocess.run(command, check=False).returncode == 77
-    runtime.path_of_their_own()
-    monkeypatch.setenv("PYTHONSAFEPATH", os.environ["PYTHONSAFEPATH"])  # so that it goes with the test
-    assert subprocess.run(command, check=False).returncode == 0
+    with runtime.path_of_its_own():
+        assert subprocess.run(command, check=False).returncode == 0
+    assert "PYTHONSAFEPATH" not in os.environ
 
 
 @pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="glibc alone")

@@ -96,12 +96,6 @@ def test_two_processes_resume_exactly(tmp_path: Path, objective: str) -> None:
     assert (a["weights"], a["optimizer"], a["final"]) == (b["weights"], b["optimizer"], b["final"])
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("objective", ["sentence_order", "regression", "multiple_choice"])
-def test_two_processes_resume_the_other_objectives_exactly(tmp_path: Path, objective: str) -> None:
-    test_two_processes_resume_exactly(tmp_path, objective)
-
-
 def test_a_loss_that_is_not_finite_stops_all_processes_with_one_message_and_the_code(tmp_path: Path) -> None:
     done = launch(tmp_path / "run", "devices=2", "optimizer.lr=1e20", "trainer.clip_norm=null", "schedule=constant", "trainer.max_steps=20", cwd=tmp_path)
     assert done.returncode == 5

@@ -168,10 +168,8 @@ def load(
 
     It gets a generator of its own: without one it would draw its workers' seed from torch's global stream.
     """
-    if num_workers:
-        runtime.path_of_their_own()
     own = torch.Generator().manual_seed(key(seed, "loader"))
-    return DataLoader(
+    return _Loader(
         _Batches(examples, collate),
         batch_sampler=_Sampler(requests),
         collate_fn=_same,
@@ -183,6 +181,12 @@ def load(
         multiprocessing_context="forkserver" if num_workers and sys.platform != "win32" else None,
         worker_init_fn=_leave_signals,
     )
+
+
+class _Loader(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        with runtime.path_of_its_own():  # workers start here
+            return super().__iter__()
 
 
 class _Sampler(torch.utils.data.Sampler[Any]):

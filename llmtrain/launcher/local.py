@@ -73,7 +73,7 @@ def _started(job: Job, known: frozenset[str]) -> Process:
     arguments = (content, str(job.log.absolute()), environment, gone, child.GRACE_S)
     process: Any = multiprocessing.get_context(method()).Process(target=child.main, args=arguments, name=job.name)  # type: ignore[attr-defined]
     try:
-        with _path_of_its_own():
+        with runtime.path_of_its_own():
             if method() == "forkserver":
                 _ensure_server()
                 process.start()
@@ -138,7 +138,7 @@ def _server() -> Iterator[frozenset[str]]:
     foreign = server._forkserver_pid is not None  # somebody else's: used, slower, and left as it is
     forkserver.set_forkserver_preload([PRELOAD])
     try:
-        with _path_of_its_own():
+        with runtime.path_of_its_own():
             _ensure_server()
         yield frozenset(os.environ)
     finally:
@@ -180,20 +180,3 @@ def _signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _path_of_its_own() -> Iterator[None]:
-    """A Python started inside does not import from the working directory, unless this one does.
-
-    multiprocessing starts it with `python -c`, which puts the working directory first: a user's random.py or datasets.py
-    there would be run in place of the real one.
-    """
-    if "PYTHONSAFEPATH" in os.environ or runtime.imports_from_here():
-        yield
-        return
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["PYTHONSAFEPATH"]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -69,3 +74,26 @@ def test_rows_come_with_their_ids_and_ragged_lists_as_arrays() -> None:
     rows = Dataset.from_dict({"ids": [[1, 2], [3], [4, 5, 6]], "bytes": [1, 2, 3]}).with_format("arrow")
     read = read_rows(rows, [2, 0])
     assert [(r["sample"], list(r["ids"]), r["bytes"]) for r in read] == [(2, [4, 5, 6], 3), (0, [1, 2], 1)]
+
+
+def test_workers_do_not_import_from_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "socket.py").write_text("raise SystemExit(77)")
+    code = f"""
+import sys
+sys.path[:] = [p for p in sys.path if p not in ("", {str(tmp_path)!r})] + [{str(Path(__file__).parents[2])!r}]
+from datasets import Dataset
+from llmtrain.data.loader import load
+
+def collate(rows, epoch):
+    return [row["sample"] for row in rows]
+
+if __name__ == "__main__":
+    print(list(load(Dataset.from_dict({{"ids": [[1], [2]]}}), iter([[(0, 0, True), (0, 1, True)]]), collate, num_workers=1, seed=0)))
+"""
+    script = tmp_path / "elsewhere" / "main.py"
+    script.parent.mkdir()
+    script.write_text(code)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"} | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[0, 1]" in done.stdout
