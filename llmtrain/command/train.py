@@ -173,6 +173,12 @@ def refuse_wrong_head(parts: Parts) -> None:
     objective, model, mode = parts.objective, parts.model, parts.finetune
     if objective.head is not Head.task:
         return
+    if parts.tokenizer.task_tokens and model.attention is not Attention.causal:
+        raise ConfigError(
+            "tokenizer.task_tokens=true: the model is bidirectional and has [CLS] and [SEP] for this",
+            allowed="causal models (GPT, Llama, …)",
+            fix="tokenizer.task_tokens=false",
+        )
     if objective.asks_words and model.attention is not Attention.causal:
         raise ConfigError("objective.weights.lm: the auxiliary loss of GPT-1 needs a causal model", fix="objective.weights.lm=0, or model=checkpoint of a GPT")
     if model.head is HeadKind.family:
@@ -198,7 +204,7 @@ def without_effect(parts: Parts, given: set[str]) -> list[str]:
     if parts.model.tokenizer_path is None:
         found["tokenizer.resize"] = "a model that starts from nothing is made to fit its tokenizer"
     if parts.objective.head is not Head.task:
-        found |= dict.fromkeys(("model.head", "model.pooling"), "they are for the objectives of a task")
+        found |= dict.fromkeys(("model.head", "model.pooling", "tokenizer.task_tokens"), "they are for the objectives of a task")
         found |= dict.fromkeys(("finetune.states", "finetune.combine", "finetune.standardise"), "the objective has a head of its own")
     elif parts.finetune.reads[0] in ("last", "-1"):
         found["finetune.combine"] = "one hidden state is read"
@@ -641,6 +647,8 @@ def _tokenizer(built: Parts, rows: Dataset, folder: Path, machine: Runtime) -> P
             log.info("the tokenizer has no padding token: padding is on the right, where no model looks")
     else:
         tokenizer = tokens.train(built.tokenizer.trained(built.model.tokenizer_algorithm), rows, built.tokenizer.vocab_size, log.info)
+    if built.tokenizer.task_tokens and built.objective.head is Head.task and tokens.add_task_tokens(tokenizer):
+        log.info("the tokenizer gets %s, %s and %s: their rows start from random numbers", tokens.START, tokens.DELIMITER, tokens.EXTRACT)
     if machine.main:
         with files.new_folder(own) as temporary:
             tokenizer.save_pretrained(temporary)
@@ -664,12 +672,16 @@ def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, s
 
     from llmtrain.estimate import refuse_too_large
     from llmtrain.model import forward
+    from llmtrain.model.base import say_fresh
 
     # A copy: transformers writes the type that a model is built in into the config, where the type of the stored weights stands.
     refuse_too_large(built.model.config(tokenizer), machine.device, built.objective.head)
     torch.manual_seed(key(seed, "init"))
     words = built.objective.asks_words
-    model = built.model.load(tokenizer, built.objective.head, resize=built.tokenizer.resize, new_head=True, outputs=outputs, words=words)
+    added = _adds_task_tokens(built)
+    model = built.model.load(tokenizer, built.objective.head, resize=built.tokenizer.resize or added, new_head=True, outputs=outputs, words=words)
+    if added:
+        say_fresh(model, ("embeddings: the new rows",))  # also where the embedding had rows to spare, which nothing has trained
     if outputs is not None and built.model.head is HeadKind.pooled:
         _wear_pooled_head(built, model, outputs)
     elif outputs is not None and built.model.attention is Attention.causal:
@@ -684,6 +696,15 @@ def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, s
         # eval(), and transformers computes again in training mode only.
         model.activation_checkpointing_enable()
     return model
+
+
+def _adds_task_tokens(built: Parts) -> bool:
+    """Whether this run gives a tokenizer that exists tokens that it did not have."""
+    from llmtrain.data import tokenizer as tokens
+
+    path = built.tokenizer.path or built.model.tokenizer_path
+    wanted = built.tokenizer.task_tokens and built.objective.head is Head.task and path is not None
+    return wanted and tokens.add_task_tokens(tokens.load(str(path))) > 0
 
 
 def _wear_pooled_head(built: Parts, model: PreTrainedModel, outputs: Outputs) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END, PAD = "<|endoftext|>", "<|pad|>"
+# Tokens that mark the parts of a causal model's sequence: Radford et al. 2018, section 3.3.
+START, DELIMITER, EXTRACT = "<|start|>", "<|delimiter|>", "<|extract|>"
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BYTES = 256
 # Characters that WordPiece keeps as tokens, the most frequent ones; the limit of the `tokenizers` library.
@@ -48,12 +50,15 @@ class TokenizerSettings:
         algorithm: how to train one.
         vocab_size: tokens of a trained one, special tokens included; fewer where the text has no more pairs to join.
         resize: whether the model's embeddings may change their number of rows to fit the tokenizer.
+        task_tokens: for a task answered by a causal model: tokens of their own for start, delimiter and extract (Radford et
+            al. 2018, section 3.3), whose rows are learned; else the model's end-of-text token stands there.
     """
 
     path: str | None
     algorithm: Algorithm
     vocab_size: int
     resize: bool
+    task_tokens: bool
 
     def __post_init__(self) -> None:
         require(self.path is None or bool(self.path), "path", self.path, "a folder or a name of the hub, or null")
@@ -281,6 +286,7 @@ class Vocabulary:
         end: ends a document of a causal model.
         start: begins a sequence ([CLS]; where there is none, the beginning of a text).
         separator: ends a segment ([SEP]; where there is none, the end of a text).
+        extract: ends the sequence of a task in place of a separator, where a causal model has a token of its own for that.
         mask: stands for what is asked.
         special: ids of special tokens, sorted.
     """
@@ -291,6 +297,7 @@ class Vocabulary:
     separator: int | None
     mask: int | None
     special: tuple[int, ...]
+    extract: int | None = None
 
     @cached_property
     def plain(self) -> np.ndarray:
@@ -317,11 +324,12 @@ class Vocabulary:
 
 def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     """The vocabulary of a tokenizer. Special are the tokens with a role and those that were added as special."""
-    added = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     separator = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    special = tuple(sorted({*tokenizer.all_special_ids, *added}))
-    return Vocabulary(size=len(tokenizer), end=tokenizer.eos_token_id, start=start, separator=separator, mask=tokenizer.mask_token_id, special=special)
+    special = tuple(sorted({*tokenizer.all_special_ids, *added.values()}))
+    roles = {"end": tokenizer.eos_token_id, "start": start, "separator": separator, "mask": tokenizer.mask_token_id, "extract": added.get(EXTRACT)}
+    return Vocabulary(size=len(tokenizer), special=special, **roles)
 
 
 def encode_words(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[tuple[list[int], list[int]]]:
@@ -354,6 +362,18 @@ def add_pad(tokenizer: PreTrainedTokenizerFast) -> bool:
     vocabulary = tokenizer.get_vocab()
     tokenizer.add_special_tokens({"pad_token": next((token for token in ("[PAD]", "<pad>", PAD) if token in vocabulary), PAD)})
     return len(tokenizer) > len(vocabulary)
+
+
+def add_task_tokens(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Give a causal model's tokenizer tokens of their own for the parts of a task's sequence.
+
+    Returns:
+        How many rows the model needs more; 0 where it has them already.
+    """
+    before = len(tokenizer)
+    tokenizer.add_special_tokens({"cls_token": START, "sep_token": DELIMITER})
+    tokenizer.add_tokens([EXTRACT], special_tokens=True)
+    return len(tokenizer) - before
 
 
 def unknown_share(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:

@@ -5,7 +5,7 @@
     a choice     [CLS] text second [SEP] choice [SEP], one for each choice
 
 Devlin et al. 2018, figure 4. In a GPT the same places are Radford et al. 2018's start, delimiter and extract (figure 1):
-the last token is where a causal model has read everything.
+the last token is where a causal model has read everything. With `tokenizer.task_tokens` the three are tokens of their own.
 """
 
 from __future__ import annotations
@@ -224,14 +224,14 @@ def asked(examples: list[dict[str, Any]], symmetric: bool = False) -> list[list[
 
 
 def framed(segments: list[np.ndarray], vocabulary: Vocabulary) -> masking.Row:
-    """[CLS] A [SEP], or [CLS] A [SEP] B [SEP] with its segment ids."""
+    """[CLS] A [SEP], or [CLS] A [SEP] B [SEP] with its segment ids; the last [SEP] is *extract* where there is such a token."""
     import numpy as np
 
+    last = [vocabulary.separator if vocabulary.extract is None else vocabulary.extract]
     if len(segments) == 1:
-        return masking.Row(masking.framed(segments[0], vocabulary))
+        return masking.Row(np.concatenate([[vocabulary.start], segments[0], last]).astype(np.int64))
     a, b = segments
-    end = [vocabulary.separator]
-    ids = np.concatenate([[vocabulary.start], a, end, b, end]).astype(np.int64)
+    ids = np.concatenate([[vocabulary.start], a, [vocabulary.separator], b, last]).astype(np.int64)
     types = np.zeros_like(ids)
     types[len(a) + 2 :] = 1
     return masking.Row(ids, None, types)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -413,6 +414,42 @@ def test_new_token_rows_are_trained_where_the_embeddings_are(finetune: Train, pr
     run = finetune(tmp_path / "run", *asked("full"), f"tokenizer.path={path}", "tokenizer.resize=true", "trainer.max_steps=2")
     assert weights(run / "final")["embeddings.word_embeddings.weight"].shape[0] == 141
     assert proof(run)["freezing"]["trainable_but_still"] == []
+
+
+def test_a_gpt_learns_tokens_of_its_own_for_the_parts_of_a_sequence_and_keeps_them(finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = ("objective=classification", "finetune=full", "tokenizer.task_tokens=true", "evaluation.every_steps=null")
+    whole = finetune(tmp_path / "whole", *task, of="gpt")
+    assert "<|start|>, <|delimiter|> and <|extract|>" in " ".join(capsys.readouterr().out.split())
+    rows = {name: weights(whole / "final")[name].shape[0] for name in weights(whole / "final") if name.endswith("wte.weight")}
+    assert list(rows.values()) == [303]
+    assert proof(whole)["freezing"]["trainable_but_still"] == []
+    again = finetune(tmp_path / "again", *task, "trainer.max_steps=2", f"model.checkpoint={whole}", of="gpt")
+    assert "the embedding grew" not in capsys.readouterr().out
+    assert weights(again / "final").keys() == weights(whole / "final").keys()
+
+
+@pytest.mark.parametrize(
+    ("of", "typed", "what"),
+    [
+        ("gpt", ["finetune=features"], "start from random numbers and would stay frozen"),
+        ("gpt", ["finetune=last_layers", "finetune.blocks=1"], "start from random numbers and would stay frozen"),
+        ("bert", ["finetune=full"], "is bidirectional and has [CLS] and [SEP]"),
+    ],
+)
+def test_tokens_of_a_task_that_nothing_would_train_are_refused(finetune: Train, tmp_path: Path, of: str, typed: list[str], what: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(what)):
+        finetune(tmp_path / "run", *typed, "objective=classification", "tokenizer.task_tokens=true", of=of)
+
+
+def test_spare_rows_of_an_embedding_that_become_tokens_of_a_task_count_as_random(finetune: Train, pretrained: Pretrained, tmp_path: Path) -> None:
+    from transformers import GPT2Model
+
+    body = GPT2Model.from_pretrained(pretrained("gpt") / "final")
+    body.resize_token_embeddings(310)
+    body.save_pretrained(tmp_path / "spare")
+    AutoTokenizer.from_pretrained(pretrained("gpt") / "final").save_pretrained(tmp_path / "spare")
+    with pytest.raises(ConfigError, match="start from random numbers and would stay frozen"):
+        finetune(tmp_path / "run", "finetune=features", "objective=classification", "tokenizer.task_tokens=true", f"model.checkpoint={tmp_path / 'spare'}")
 
 
 def test_untied_the_head_of_a_gpt_is_trained_alone(finetune: Train, tmp_path: Path) -> None:

@@ -47,13 +47,13 @@ def trained(algorithm: Algorithm, extra: str = "", say: Any = lambda line: None)
 
 @pytest.mark.parametrize(("key", "value"), [("algorithm", "unigram"), ("vocab_size", 0), ("vocab_size", "many"), ("path", "")])
 def test_a_setting_out_of_range_is_a_config_error(key: str, value: Any) -> None:
-    defaults = {"path": None, "algorithm": "auto", "vocab_size": 4096, "resize": False}
+    defaults = {"path": None, "algorithm": "auto", "vocab_size": 4096, "resize": False, "task_tokens": False}
     with pytest.raises(ConfigError, match=rf"tokenizer\.{key}="):
         build(defaults | {key: value}, TokenizerSettings, "tokenizer")
 
 
 def test_with_a_path_nothing_is_trained() -> None:
-    settings = {"algorithm": Algorithm.auto, "vocab_size": 4096, "resize": False}
+    settings = {"algorithm": Algorithm.auto, "vocab_size": 4096, "resize": False, "task_tokens": False}
     assert TokenizerSettings(path=None, **settings).without_effect() == {}
     assert set(TokenizerSettings(path="x", **settings).without_effect()) == {"algorithm", "vocab_size"}
 
@@ -421,6 +421,19 @@ def test_a_tokenizer_with_a_pad_keeps_it(algorithm: Algorithm) -> None:
     before = tokens.fingerprint(tokenizer)
     assert not tokens.add_pad(tokenizer)
     assert tokens.fingerprint(tokenizer) == before
+
+
+def test_tokens_for_the_parts_of_a_task_are_added_once_and_stay_with_the_tokenizer(tmp_path: Path) -> None:
+    tokenizer = trained(Algorithm.bpe)
+    size, before = len(tokenizer), tokens.vocabulary(tokenizer)
+    assert before.extract is None
+    assert tokens.add_task_tokens(tokenizer) == 3
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = tokens.load(str(tmp_path))
+    found = tokens.vocabulary(tokenizer)
+    assert sorted([found.start, found.separator, found.extract]) == [size, size + 1, size + 2]  # type: ignore[type-var]
+    assert (found.end, set(found.special)) == (before.end, {*before.special, size, size + 1, size + 2})
+    assert tokens.add_task_tokens(tokenizer) == 0
 
 
 def test_using_a_tokenizer_does_not_change_its_fingerprint() -> None:

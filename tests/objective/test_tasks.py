@@ -59,6 +59,15 @@ def test_a_pair_has_two_segments_with_their_ids(tokenizer: PreTrainedTokenizerBa
         assert row["length"] == len(framed.inputs)
 
 
+def test_tokens_of_their_own_take_the_places_of_start_delimiter_and_extract() -> None:
+    own = tokens.train("bpe", Dataset.from_dict({"text": TEXTS}), 270, lambda text: None)
+    tokens.add_task_tokens(own)
+    vocabulary = tokens.vocabulary(own)
+    start, delimiter, extract = own.convert_tokens_to_ids([tokens.START, tokens.DELIMITER, tokens.EXTRACT])
+    assert tasks.framed([np.array([7, 8])], vocabulary).inputs.tolist() == [start, 7, 8, extract]
+    assert tasks.framed([np.array([7]), np.array([8])], vocabulary).inputs.tolist() == [start, 7, delimiter, 8, extract]
+
+
 def test_wordpiece_pairs_are_those_of_the_tokenizer_itself() -> None:
     wordpiece = tokens.train("wordpiece", Dataset.from_dict({"text": TEXTS + SECONDS}), 280, lambda text: None)
     for row, a, b in zip(rows_of(tasks.examples(pairs(), wordpiece, 100, Target.label)), TEXTS, SECONDS, strict=True):
