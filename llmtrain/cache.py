@@ -12,7 +12,7 @@
         about.json      shapes, dtype, what they were made from
         manifest.json   size and sha256 of each, written last
     <root>/states/<key>.lock                    held by whoever makes it; the system releases it when the holder dies
-    <root>/states/.tmp-<key>-<process>/         being made; renamed once, when complete
+    <root>/states/.tmp-<key>/                   being made; renamed once, when complete
 
 The key is a hash of all that the states depend on, so an entry is never stale. Each process verifies it in full when it
 opens it, as it does the token cache: 0.65 s per GB on the machine named at WRITE_S, which a wrong state is not worth. It
@@ -684,7 +684,7 @@ def _open(entry: Path, expected: Mapping[str, JSON]) -> tuple[Stored | None, str
         digest = json.loads((entry / files.MANIFEST).read_text(encoding="utf-8"))["files"][STATES]["sha256"]
         facts = {name: about[name] for name in ("samples", "sequences", "tokens", "width", "dtype")}
         return Stored(path=entry, sha256=digest, **facts), ""
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return None, f"it cannot be read: {type(error).__name__}: {error}"
 
 
@@ -955,5 +955,5 @@ def _bytes(folder: Path) -> int:
 def _about(folder: Path) -> dict[str, JSON]:
     try:
         return dict(json.loads((folder / ABOUT).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}

@@ -5,6 +5,9 @@ checkpoints/step-00001000/
     optimizer.safetensors   `<parameter>/<state>`
     state.json              RunState, the gradient scaler, the base
     manifest.json           size and sha256 of each, written last
+
+Where the model is divided over processes (`sharding`), the tensors are in model-00001-of-00002.safetensors and the like, one
+of each kind for each process, and index.json says where each piece belongs. Either kind is read by any number of processes.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmtrain import files
+from llmtrain import files, sharding
 from llmtrain.errors import CheckpointError, require
 from llmtrain.state import RunState
 
@@ -91,10 +93,11 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def tensor_sha256(tensor: torch.Tensor) -> str:
-    """A hash of type, shape and bits."""
+    """A hash of type, shape and bits. Of a tensor that is divided over processes, all have to ask at the same time."""
     import torch
 
     found = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    tensor = sharding.whole(tensor.detach())
     if tensor.numel():
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
@@ -112,28 +115,62 @@ def save(
     target = run / "checkpoints" / f"step-{step:08d}"
     weights = {n: t.cpu().contiguous() for n, t in tensors(model).items() if base is None or base.sha256.get(n) != tensor_sha256(t)}
     moments = {f"{name}/{kind}": t.cpu().contiguous() for name, kinds in optimizer.items() for kind, t in kinds.items()}
-    about = {**state, "base": None if base is None else {"path": base.path, "digest": base.digest}}
     with files.new_folder(target) as folder:
         files.write(folder / "model.safetensors", safetensors.torch.save(weights))
         files.write(folder / "optimizer.safetensors", safetensors.torch.save(moments))
-        files.write(folder / "state.json", json.dumps(about, indent=2).encode())
+        files.write(folder / "state.json", _state_bytes(state, base))
         files.write_manifest(folder, {"step": step})
     link(run, "last", target)
     return target
 
 
+def save_shards(
+    run: Path,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizer: Mapping[str, Mapping[str, torch.Tensor]],
+    state: dict[str, Any],
+    base: Base | None = None,
+    rank: int,
+    gather: sharding.Gather,
+) -> Path:
+    """`save` of a model that is divided over processes: all of them call it, each writes its part, and it is whole or not there.
+
+    Only what is frozen is left out where it equals the base: to hash a tensor it has to be gathered.
+    """
+    target = run / "checkpoints" / f"step-{step:08d}"
+    moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    weights = {n: t for n, t in tensors(model).items() if n in moving or base is None or base.sha256.get(n) != tensor_sha256(t)}
+    moments = {f"{name}/{kind}": t for name, kinds in optimizer.items() for kind, t in kinds.items()}
+    small = {"state.json": _state_bytes(state, base)}
+    sharding.write(target, {"model": weights, "optimizer": moments}, small, {"step": step}, rank=rank, gather=gather)
+    if rank == 0:
+        link(run, "last", target)
+    return target
+
+
+def _state_bytes(state: dict[str, Any], base: Base | None) -> bytes:
+    about = {**state, "base": None if base is None else {"path": base.path, "digest": base.digest}}
+    return json.dumps(about, indent=2).encode()
+
+
 def link(run: Path, name: str, target: Path) -> None:
     """Point checkpoints/NAME at a checkpoint, in one step. A convenience: nothing reads it but people."""
-    temporary = run / "checkpoints" / f".{name}-{os.getpid()}"
+    temporary = run / "checkpoints" / f".{name}.new"
     with contextlib.suppress(OSError):  # Windows needs a privilege for links
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target.name)
         temporary.replace(run / "checkpoints" / name)
 
 
-def prune(run: Path, keep_last: int, best_step: int | None) -> None:
-    """Remove checkpoints beyond the newest `keep_last` and the best. Call it after the newest is whole."""
-    for path in listed(run)[keep_last:]:
+def prune(run: Path, keep_last: int, best_step: int | None, step: int | None = None) -> None:
+    """Remove checkpoints beyond the newest `keep_last` and the best. Call it after the newest is whole.
+
+    Args:
+        step: of the newest; null: the highest. A higher one was not resumed from, damaged perhaps: it takes no place from this run's.
+    """
+    for path in [path for path in listed(run) if step is None or step_of(path) <= step][keep_last:]:
         if step_of(path) != best_step:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -175,49 +212,126 @@ def read(path: Path, base: Base | None = None) -> Loaded:
     Raises:
         CheckpointError: a file is missing or changed, or the base is another one.
     """
+    state = about(path, base)
+    optimizer: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in _all(path, "optimizer").items():
+        name, _, kind = key.rpartition("/")
+        optimizer.setdefault(name, {})[kind] = tensor
+    return Loaded(path, _all(path, "model"), optimizer, state)
+
+
+def about(path: Path, base: Base | None = None, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+    """state.json of a checkpoint, after verifying every byte of all its files; of several processes, each its share (`files.problem`).
+
+    Raises:
+        CheckpointError: a file is missing or changed, or the base is another one.
+    """
+    wrong = files.problem(path, share) if path.is_dir() else "no such folder"
+    if wrong is not None:
+        raise CheckpointError(f"{path}: {wrong}", fix=sharding.NEWEST)
+    try:
+        state = _state(path)
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
+    wanted = state["base"]
+    if wanted is not None and (base is None or base.digest != wanted["digest"]):
+        raise CheckpointError(f"{path} builds on {wanted['path']}, which is gone or has changed", fix="restore those weights")
+    return state
+
+
+def _all(path: Path, section: str) -> dict[str, torch.Tensor]:
+    """The tensors of a section, in memory, from one file or from the pieces of all processes that wrote it."""
     import safetensors
     import safetensors.torch
 
-    wrong = files.problem(path) if path.is_dir() else "no such folder"
-    if wrong is not None:
-        raise CheckpointError(f"{path}: {wrong}", fix="resume=auto takes the newest checkpoint that is intact")
+    if (path / sharding.INDEX).is_file():
+        with sharding.stored(path, section) as found:
+            return {name: found.read(name) for name in found.shapes}
     try:
-        weights = safetensors.torch.load((path / "model.safetensors").read_bytes())
-        moments = safetensors.torch.load((path / "optimizer.safetensors").read_bytes())
-        state = json.loads((path / "state.json").read_text())
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: {error}", fix="resume=auto takes the newest checkpoint that is intact") from error
-    wanted = state.get("base")
-    if wanted is not None and (base is None or base.digest != wanted["digest"]):
-        raise CheckpointError(f"{path} builds on {wanted['path']}, which is gone or has changed", fix="restore those weights")
-    optimizer: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in moments.items():
-        name, _, kind = key.rpartition("/")
-        optimizer.setdefault(name, {})[kind] = tensor
-    return Loaded(path, weights, optimizer, state)
+        whole: dict[str, torch.Tensor] = safetensors.torch.load((path / f"{section}.safetensors").read_bytes())
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    return whole
 
 
 def run_state(path: Path) -> RunState:
-    """Where the run stood when a checkpoint was saved."""
-    return RunState.from_json(json.loads((path / "state.json").read_text(encoding="utf-8"))["run"])
+    """Where the run stood when a checkpoint was saved.
+
+    Raises:
+        CheckpointError: that cannot be read.
+    """
+    try:
+        return RunState.from_json(_state(path)["run"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """state.json of a checkpoint: `run`, `base`, `scaler`, each of its type. Its bytes are as written, by whoever wrote them."""
+    content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    run = files.of_type(RunState, content["run"])
+    below = [name for name, value in run.items() if isinstance(value, int) and value < 0]
+    if below:
+        raise ValueError(f"{below[0]} is {run[below[0]]}")
+    base, scaler = content.get("base"), content.get("scaler")
+    if not (base is None or (isinstance(base, dict) and isinstance(base["path"], str) and isinstance(base["digest"], str))):
+        raise ValueError("base names no weights")
+    if not isinstance(scaler, dict | None):
+        raise ValueError("scaler holds no state")
+    return {**content, "run": content["run"], "base": base}
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """The answer to a checkpoint whose files say what no checkpoint says."""
+    why = f"{error}" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
+    return CheckpointError(f"{path} cannot be read: {' '.join(why.split())[:200]}", fix="resume=auto takes the newest checkpoint that is intact")
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], base: Base | None = None) -> None:
-    """Copy tensors into a model, in place, so that tied ones stay tied.
+    """Copy tensors into a model, in place, so that tied ones stay tied; of a model that is divided, each process its part.
 
     Raises:
         CheckpointError: a name or a shape that does not fit.
     """
-    import torch
-
     own = tensors(model)
-    missing = [n for n in own if n not in weights and not (base is not None and n in base.sha256)]
-    wrong = [n for n in weights if n not in own or own[n].shape != weights[n].shape]
+    _refuse_misfit(own, {name: tuple(tensor.shape) for name, tensor in weights.items()}, base)
+    for name, tensor in weights.items():
+        sharding.put(own[name], tensor)
+
+
+def load_parts(path: Path, model: nn.Module, optimizer: Mapping[str, Mapping[str, torch.Tensor]], base: Base | None = None) -> None:
+    """Read weights and optimizer state into their places, as far as this process holds them. `about` verifies the bytes before.
+
+    Args:
+        optimizer: its state, by name of parameter; what the checkpoint has none of stays as it is.
+
+    Raises:
+        CheckpointError: a name or a shape that does not fit.
+    """
+    own = tensors(model)
+    with sharding.stored(path, "model") as found:
+        _refuse_misfit(own, found.shapes, base)
+        for name in found.shapes:
+            found.into(name, own[name])
+    places = {f"{name}/{kind}": tensor for name, kinds in optimizer.items() for kind, tensor in kinds.items()}
+    with sharding.stored(path, "optimizer") as found:
+        shared = {key: shape for key, shape in found.shapes.items() if key in places}
+        _refuse_misfit({key: places[key] for key in shared}, shared, None)
+        for key in shared:
+            found.into(key, places[key])
+
+
+def refuse_misfit(path: Path, model: nn.Module, base: Base | None = None) -> None:
+    """Refuse a checkpoint that does not fit a model, without reading its tensors."""
+    with sharding.stored(path, "model") as found:
+        _refuse_misfit(tensors(model), found.shapes, base)
+
+
+def _refuse_misfit(own: Mapping[str, torch.Tensor], found: Mapping[str, tuple[int, ...]], base: Base | None) -> None:
+    missing = [n for n in own if n not in found and not (base is not None and n in base.sha256)]
+    wrong = [n for n, shape in found.items() if n not in own or tuple(own[n].shape) != tuple(shape)]
     if missing or wrong:
         raise CheckpointError(
             f"the checkpoint does not fit the model: {len(missing)} tensors missing, {len(wrong)} unexpected or of another shape",
             allowed=", ".join((missing + wrong)[:3]),
         )
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            own[name].copy_(tensor)

@@ -14,9 +14,13 @@ import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from llmtrain import __version__
-from llmtrain.errors import ConfigError, Interrupted, LLMTrainError, shown
+from llmtrain import __version__, files
+from llmtrain.errors import ConfigError, DeviceError, Interrupted, LLMTrainError, is_panic, printable, shown
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # Each verb with what it does and the module in command/ that does it.
 VERBS = {
@@ -87,26 +91,43 @@ class Arguments:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    if argv is None and {"pretrain", "finetune"} & set(sys.argv[1:]):  # a command of its own: a caller with an argv is somebody else's process
+    trains = argv is None and {"pretrain", "finetune"} & set(sys.argv[1:])  # a command of its own: a caller with an argv is somebody else's process
+    if trains:
         from llmtrain.runtime import restart_sparing
 
         restart_sparing()
     argv = sys.argv[1:] if argv is None else argv
     debug = "--debug" in argv
     try:
-        code = dispatch(take_apart(argv))
+        found = take_apart(argv)
+        with _stopping_at_once() if trains and not found.multirun else contextlib.nullcontext():  # a sweep hears signals itself
+            code = dispatch(found)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `llmtrain … | head`: what is left to print has no reader
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception | KeyboardInterrupt) or is_panic(error)):
+            raise
         if debug:
             traceback.print_exc()
-        found = as_ours(error)
-        print(found.screen(), file=sys.stderr)
-        return found.exit_code
+        ours = as_ours(error)
+        if not _said_by_another(ours):
+            print(ours.screen(), file=sys.stderr)
+        return ours.exit_code
+
+
+def _said_by_another(error: LLMTrainError) -> bool:
+    """Under torchrun all processes of a node have one command line: what is wrong with it is the first one's to say."""
+    return isinstance(error, ConfigError) and "RANK" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def _stopping_at_once() -> contextlib.AbstractContextManager[None]:
+    from llmtrain.runtime import stopping_at_once
+
+    return stopping_at_once()
 
 
 def as_ours(error: BaseException) -> LLMTrainError:
@@ -115,6 +136,9 @@ def as_ours(error: BaseException) -> LLMTrainError:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted")
+    if (number := files.disk_error(error)) is not None:
+        where = getattr(error, "filename", None)
+        return DeviceError(f"{where or 'a disk'}: {os.strerror(number)}", fix="free disk space")
     first = (str(error).strip().splitlines() or ["no message"])[0]
     return LLMTrainError(f"{type(error).__name__}: {first[:300]}", fix="this is a fault of llmtrain: --debug shows where")
 
@@ -180,8 +204,6 @@ def dispatch(found: Arguments) -> int:
 
 
 def _run(found: Arguments) -> int:
-    from omegaconf import OmegaConf
-
     from llmtrain.config import compose
 
     # Threads that wait for each other spin a little (GNU OpenMP's own default is 300,000 rounds) and then sleep. Where
@@ -206,10 +228,23 @@ def _run(found: Arguments) -> int:
     composed = compose(primary, found.overrides, found.config_dir, sections)
     if found.cfg:
         for line in composed.notes:
-            print(f"note: {line}", file=sys.stderr)
-        print(OmegaConf.to_yaml(composed.config), end="")
+            print(f"note: {printable(line)}", file=sys.stderr)
+        print(_as_yaml(composed.config), end="")
         return 0
     return int(module.command(composed, found.overrides, found.words) if takes_words else module.command(composed, found.overrides))
+
+
+def _as_yaml(config: DictConfig) -> str:
+    """A config as YAML, which escapes whatever could drive a terminal."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf._utils import get_omega_conf_dumper
+
+    text = OmegaConf.to_yaml(config)
+    if all(printable(line) == line for line in text.split("\n")):
+        return text
+    dumper: Any = get_omega_conf_dumper()
+    return str(yaml.dump(OmegaConf.to_container(config), Dumper=dumper, default_flow_style=False, allow_unicode=False, sort_keys=False))
 
 
 def _refuse_words(found: Arguments) -> None:

@@ -39,7 +39,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llmtrain.errors import ConfigError, SettingError, shown
+from llmtrain.errors import ConfigError, SettingError, printable, shown
 
 T = TypeVar("T")
 
@@ -47,6 +47,8 @@ BUDGETS = ("max_steps", "max_epochs", "max_tokens")
 LITERAL = ("prompt", "text", "second")  # keys whose value is taken as typed: it holds commas, brackets and quotes
 SECRET = re.compile(r"(^|[._])(\w*_)?(token|password|secret|api_?key)$", re.IGNORECASE)
 SHORTEST_SECRET = 6  # characters: what is shorter is no secret, and would be found in ordinary words
+REFERENCE = re.compile(r"\$\{\s*([.\w\[\]]+)\s*\}")
+GROWN = 1_000_000  # characters and values that a config's references may stand for
 NODES = 100_000  # of one YAML file, aliases replaced by what they stand for
 # Names that people bring from elsewhere, and what they are called here.
 ELSEWHERE = {
@@ -193,9 +195,20 @@ def compose(verb: str, overrides: list[str], user_dir: Path | None = None, secti
     Raises:
         ConfigError: for whatever the overrides or the files get wrong.
     """
+    try:
+        return _composed(verb, overrides, user_dir, sections)
+    except (OmegaConfBaseException, HydraException, yaml.YAMLError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
+        if user_dir is None:
+            raise
+        # A file of the user's can hold anything where one of ours has a list or a section, and every reader of it says so in its own way.
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ConfigError(f"--config-dir {user_dir}: its files make no config: {why}", allowed="files laid out like those of configs/") from error
+
+
+def _composed(verb: str, overrides: list[str], user_dir: Path | None, sections: Mapping[str, Any] | None) -> Composed:
     global _sources
     _sources = _Sources()
-    user_dir = user_dir and user_dir.expanduser().resolve()
+    user_dir = _absolute(user_dir)
     notes = _check_user_dir(user_dir)
     parsed = parse(overrides)
     for override in parsed:
@@ -222,8 +235,17 @@ def compose(verb: str, overrides: list[str], user_dir: Path | None = None, secti
         composed.given.add(override.key_or_group)
     typed = {o.key_or_group.removeprefix("trainer."): o.value() for o in parsed if o.key_or_group.startswith("trainer.")}
     _budget(config, typed, "the command line")
-    refuse_targets(OmegaConf.to_container(config, resolve=False))
+    tree = OmegaConf.to_container(config, resolve=False)
+    refuse_targets(tree)
+    _refuse_growth(tree)
     return composed
+
+
+def _absolute(user_dir: Path | None) -> Path | None:
+    try:
+        return user_dir and user_dir.expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody, a link to itself, a NUL character
+        raise ConfigError(f"--config-dir {shown(str(user_dir))}: {error}", allowed="a folder laid out like configs/") from error
 
 
 def parse(overrides: list[str]) -> list[Override]:
@@ -269,7 +291,7 @@ def multirun(overrides: list[str], user_dir: Path | None = None) -> Typed:
 
 def _keys_of(verb: str, user_dir: Path | None) -> set[str]:
     """Groups and top-level keys of a primary config."""
-    path = find_yaml(verb, user_dir and user_dir.expanduser())
+    path = find_yaml(verb, _absolute(user_dir))
     content = (read_yaml(path) or {}) if path else {}
     return (content.keys() - {"defaults"}) | groups_of(verb, user_dir)
 
@@ -463,7 +485,8 @@ def _drop_settings_of_another_kind(composed: Composed, choices: dict[str, str], 
         own = read_yaml(path) or {}
         for setting in [k for k in node if k not in own]:
             with_dot = f"{group}.{setting}"
-            composed.notes.append(f"{with_dot}={node[setting]} of the experiment is dropped: {group}={choices[group]} has no such setting")
+            value = shown(str(node._get_node(setting)), 80).strip("'")
+            composed.notes.append(f"{with_dot}={value} of the experiment is dropped: {group}={choices[group]} has no such setting")
             composed.given.discard(with_dot)
             OmegaConf.set_struct(node, False)
             del node[setting]
@@ -508,7 +531,7 @@ def _check_user_dir(user_dir: Path | None) -> list[str]:
         if _names_hydra(content or {}) or re.search(r"^#\s*@package\s+hydra", path.read_text(encoding="utf-8"), re.MULTILINE):
             raise ConfigError(f"{path}: Hydra's own settings are not taken", fix="take out what stands below `hydra`")
         if (shipped_dir() / path.relative_to(user_dir)).is_file():
-            notes.append(f"{path} replaces the shipped file of that name")
+            notes.append(printable(f"{path} replaces the shipped file of that name"))
     return notes
 
 
@@ -537,7 +560,9 @@ def read_yaml(path: Path) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+        raise ConfigError(f"{path}{line}: not YAML: {' '.join(str(getattr(error, 'problem', error)).split())}") from error
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # 2026-02-30, `!!bool maybe`, a number of 5,000 digits
+        raise ConfigError(f"{path}: a value is not what its form or its tag says: {' '.join(str(error).split())[:200]}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply, or an alias to itself") from error
 
@@ -551,8 +576,50 @@ def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
     return sizes[id(node)]
 
 
+def _refuse_growth(tree: Any) -> None:
+    """Refuse references that stand for references and so on, as aliases may: ten times ten in ten levels are 10¹⁰ values.
+
+    Raises:
+        ConfigError: what all references stand for is more than GROWN characters and values.
+    """
+    tree, sizes = _named(tree), dict[tuple[str, ...], int]()
+
+    def size(path: tuple[str, ...], node: Any) -> int:
+        if path not in sizes:
+            sizes[path] = 0  # of a reference to itself, which OmegaConf refuses
+            found = len(node) if isinstance(node, str) else 1
+            found += sum(size((*path, name), inner) for name, inner in node.items()) if isinstance(node, dict) else 0
+            found += sum(size(meant, _at(tree, meant)) for meant in (_meant(name, path) for name in REFERENCE.findall(node))) if isinstance(node, str) else 0
+            sizes[path] = min(GROWN + 1, found)
+        return sizes[path]
+
+    if size((), tree) > GROWN:
+        raise ConfigError(f"the references of the config (${{…}}) stand for more than {GROWN:,} characters", allowed="a config is a page, not a data set")
+
+
+def _named(tree: Any) -> Any:
+    """A tree whose keys are all text; a list's are its numbers."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
+    return tree if items is None else {str(name): _named(inner) for name, inner in items}
+
+
+def _at(tree: Any, path: Iterable[str]) -> Any:
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def _meant(reference: str, path: tuple[str, ...]) -> tuple[str, ...]:
+    """The path of a reference that stands at a path: `a.b[0]`, `.beside`, `..above`."""
+    names = tuple(re.findall(r"[^.\[\]]+", reference))
+    dots = len(reference) - len(reference.lstrip("."))
+    return (*path[: max(0, len(path) - dots)], *names) if dots else names
+
+
 def refuse_targets(tree: Any, where: str = "the config") -> None:
-    """`_target_` names something to import and call. A config is data: it may not."""
+    """`_target_` names something to import and call. A config is data: it may not. No system takes a NUL character in a path."""
+    if isinstance(tree, str) and "\0" in tree:
+        raise ConfigError(f"{shown(tree)} in {where} holds a NUL character", allowed="text without")
     if isinstance(tree, dict):
         if "_target_" in tree:
             raise ConfigError(f"_target_: {shown(tree['_target_'])} in {where}: a config cannot name code to run", allowed="kind: NAME")
@@ -584,6 +651,7 @@ def build(node: Any, base: type[T], path: str) -> T:
     if not isinstance(node, dict | DictConfig | None):
         raise ConfigError(f"{path}={shown(node)}{at(path)}: a section of keys, not a value")
     if not OmegaConf.is_dict(node):
+        _refuse_growth(node)
         node = OmegaConf.create(node or {})
     settings = {k: v for k, v in node.items_ex(resolve=False) if k != "kind"}
     cls = base

@@ -84,6 +84,11 @@ def require(condition: bool, field: str, value: object, allowed: str, *, fix: st
         raise SettingError(field, value, allowed, fix=fix)
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust stumbled over its input: to Python that is an interruption and no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
 def printable(text: str) -> str:
     """`text` without control and direction characters, which could rewrite a terminal's screen."""
     return "".join(c if c == " " or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in text)

@@ -47,17 +47,21 @@ def available_bytes(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def refuse_too_large(config: PretrainedConfig, device: str, head: Head = Head.next_token) -> Estimate:
+def refuse_too_large(config: PretrainedConfig, device: str, head: Head = Head.next_token, shares: int = 1) -> Estimate:
     """The estimate, before anything is allocated.
+
+    Args:
+        shares: processes that the model is divided over; on a CPU they share the memory.
 
     Raises:
         DeviceError: weights, gradients and optimizer alone need more than is free.
     """
     needed, free = estimate(config, head), available_bytes(device)
-    if needed.training_bytes > free:
+    shares = 1 if device == "cpu" else shares
+    if needed.training_bytes / shares > free:
         raise DeviceError(
             f"the model has {needed.parameters:,} parameters: "
-            f"weights, gradients and optimizer need {needed.training_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device}",
-            fix="a smaller model, or a machine with more memory",
+            f"weights, gradients and optimizer need {needed.training_bytes / shares / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device}",
+            fix=f"a smaller model, or a machine with more memory{', or devices=N distributed.strategy=fsdp' if device == 'cuda' else ''}",
         )
     return needed

@@ -2,6 +2,7 @@
 
     memory_limit()       →  bytes that this process's control group allows, or None
     file_system(folder)  →  FileSystem("nfs4", network=True, …)
+    doubts(folder)       →  why checkpoints there might not outlast a power cut
     durable(folder)      →  a file was written, synced and renamed there; OSError where that failed
     two_processes(20)    →  seconds until two processes had added their numbers; Failed where they could not
 
@@ -194,6 +195,22 @@ def durable(folder: Path) -> Durable:
         Path(made, "a").mkdir()
         Path(made, "a").rename(Path(made, "b"))
         return Durable(seconds, folders, _links(Path(made)))
+
+
+def doubts(folder: Path) -> list[str]:
+    """What speaks against the disk of a folder whose files are to outlast a kill and a power cut: a line each, found out by looking."""
+    kept_by = file_system(folder)
+    lines = []
+    if kept_by is not None and kept_by.network:
+        lines.append(
+            f"{folder} is on {kept_by.kind}, which is, or may be, on a network: its server decides whether a checkpoint outlasts a power cut, "
+            "and whether a lock keeps other machines out"
+        )
+    if kept_by is not None and kept_by.in_memory:
+        lines.append(f"{folder} is on {kept_by.kind}, in memory: its checkpoints are gone after a restart of the machine")
+    if sys.platform != "win32" and not _sync_folder(folder):
+        lines.append(f"{folder} cannot be synced: the newest checkpoint may be lost with the power; older ones stay")
+    return lines
 
 
 def _sync_folder(folder: Path) -> bool:

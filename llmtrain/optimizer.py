@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.errors import require
+from llmtrain.errors import CheckpointError, require
 
 if TYPE_CHECKING:
     import torch
@@ -93,9 +93,15 @@ def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Give each parameter the state of its name, where there is one; others stay as they are."""
+    """Give each parameter the state of its name, where there is one; others stay as they are.
+
+    Raises:
+        CheckpointError: a state that the parameter does not have, or of another shape.
+    """
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            if name in state:
-                for key, value in state[name].items():
-                    optimizer.state[parameter][key].copy_(value)
+            for key, value in state.get(name, {}).items():
+                own = optimizer.state[parameter].get(key)
+                if own is None or own.shape != value.shape:
+                    raise CheckpointError(f"the checkpoint's {key} of {name} does not fit the optimizer", fix="start anew with another output_dir")
+                own.copy_(value)

@@ -17,9 +17,7 @@ import platform
 import re
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from llmtrain.errors import CheckpointError, ConfigError, DeviceError, DistributedError, Interrupted, LLMTrainError, printable, require
+from llmtrain.errors import CheckpointError, ConfigError, DeviceError, DistributedError, Interrupted, Stopped, printable, require
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,15 +57,27 @@ class Precision(Enum):
     fp16 = "fp16"
 
 
+class OnNonfinite(Enum):
+    stop = "stop"
+    skip = "skip"
+
+
+class Strategy(Enum):
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distributed:
     """Settings of several processes.
 
     Attributes:
         timeout_s: seconds that one process waits for another before the run ends.
+        strategy: ddp: each process holds the whole model; fsdp: parameters, gradients and optimizer are divided over them.
     """
 
     timeout_s: int
+    strategy: Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +96,8 @@ class Settings:
         output_dir: the run's own folder; null makes a new dated one below runs/.
         resume: auto continues the run in output_dir if there is one; never refuses; must insists; else the path of a
             run or a checkpoint.
+        on_nonfinite: what a loss or a gradient that is not a finite number does: stop the run, or skip the update.
+        allow_change: keys that a resumed run may have other values of than it was started with.
     """
 
     device: str
@@ -98,6 +110,8 @@ class Settings:
     name: str | None
     output_dir: str | None
     resume: str
+    on_nonfinite: OnNonfinite
+    allow_change: list[str]
 
     def __post_init__(self) -> None:
         names = [d.name for d in Device]
@@ -121,8 +135,11 @@ class Settings:
 
 def single(device: str, threads: str, precision: Precision) -> Settings:
     """Settings of a command that makes no run."""
-    nothing = {"name": None, "output_dir": None, "resume": "never", "deterministic": False, "seed": 0}
-    return Settings(device=device, devices="auto", threads=threads, precision=precision, distributed=Distributed(timeout_s=600), **nothing)  # type: ignore[arg-type]
+    nothing: dict[str, Any] = {"name": None, "output_dir": None, "resume": "never", "deterministic": False, "seed": 0, "allow_change": []}
+    nothing["on_nonfinite"] = OnNonfinite.stop
+    return Settings(
+        device=device, devices="auto", threads=threads, precision=precision, distributed=Distributed(timeout_s=600, strategy=Strategy.ddp), **nothing
+    )
 
 
 # --- one process of a run -----------------------------------------------------------------------------------------
@@ -140,6 +157,8 @@ class Runtime:
         rank, world: this process and how many there are.
         accelerator: Accelerate's, with gradient accumulation left at 1: the trainer groups micro-batches itself.
         warnings: what was said at warning level, for run.json.
+        signalled: set where a signal asked this process to stop.
+        begun: set where training begins: from then on there is something to save, and a signal waits for the next step.
     """
 
     settings: Settings
@@ -154,10 +173,16 @@ class Runtime:
     console: Console
     warnings: list[str] = field(default_factory=list)
     signalled: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Event = field(default_factory=threading.Event)
 
     @property
     def main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model is divided over the processes."""
+        return self.world > 1 and self.settings.distributed.strategy is Strategy.fsdp
 
     def sum(self, values: list[float]) -> list[float]:
         """The sums of `values` over all processes, in float64: every process gets the same numbers."""
@@ -236,12 +261,14 @@ def start(settings: Settings, width: int | None = None) -> Runtime:
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import InitProcessGroupKwargs
 
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    set_right()
+    world = int(os.environ["WORLD_SIZE"]) if in_worker() else 1
     threads = decide_threads(settings.threads, world)
     torch.set_num_threads(threads)
     device = decide_device(settings.device)
     enough_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     precision, why = decide_precision(settings.precision, device, width)
+    refuse_undividable(settings, device, precision, world)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -250,10 +277,14 @@ def start(settings: Settings, width: int | None = None) -> Runtime:
     # private, and the only way to run twice in one process (accelerate 1.15).
     AcceleratorState._reset_state(reset_partial_state=not in_worker())
     GradientState._reset_state()
+    meet(settings)
     mixed = "no" if precision is Precision.fp32 else precision.name
     group = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=settings.distributed.timeout_s))
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[group])
     console = make_console(quiet=accelerator.process_index != 0)
+    notes = [ONE_ONLY] if asked_for_more() else []
+    for line in notes:
+        console.print(f"warning: {line}", soft_wrap=True)
     return Runtime(
         settings=settings,
         device=device,
@@ -265,7 +296,24 @@ def start(settings: Settings, width: int | None = None) -> Runtime:
         world=accelerator.num_processes,
         accelerator=accelerator,
         console=console,
+        warnings=notes,
     )
+
+
+def refuse_undividable(settings: Settings, device: str, precision: Precision, world: int) -> None:
+    """Refuse what a model that is divided over processes cannot do, and Accelerate's own wrapper of that kind.
+
+    Raises:
+        ConfigError: with the way out.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+        raise ConfigError("accelerate launch was told to use FSDP, whose checkpoints are not llmtrain's", fix="without --use_fsdp: distributed.strategy=fsdp")
+    if settings.distributed.strategy is Strategy.ddp or world == 1:
+        return
+    if precision is Precision.fp16:
+        raise ConfigError("distributed.strategy=fsdp with precision=fp16", allowed="bf16, fp32", fix="distributed.strategy=ddp")
+    if device == "mps":
+        raise ConfigError("distributed.strategy=fsdp on mps", allowed="cuda, cpu")
 
 
 def check(settings: Settings) -> None:
@@ -417,7 +465,7 @@ def logging_to(runtime: Runtime, folder: Path | None) -> Iterator[None]:
     """Show what the `llmtrain` logger says on the console, keep it in train.log, and keep warnings for run.json."""
     handlers: list[logging.Handler] = [_ConsoleHandler(runtime)]
     if folder is not None and runtime.main:
-        handlers.append(logging.FileHandler(folder / "train.log", encoding="utf-8"))
+        handlers.append(_Log(folder / "train.log", encoding="utf-8"))
         handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -429,6 +477,17 @@ def logging_to(runtime: Runtime, folder: Path | None) -> Iterator[None]:
         for handler in handlers:
             log.removeHandler(handler)
             handler.close()
+
+
+class _Log(logging.FileHandler):
+    """train.log. That the disk is full is told by what the run cannot do without, and not by pages of tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 — the name is logging's
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class _ConsoleHandler(logging.Handler):
@@ -454,7 +513,8 @@ def new_run_folder(verb: str, settings: Settings) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DeviceError(f"output_dir={folder}: {error.strerror}", fix="name a folder that can be written") from error
+            why = "a link to what is not there" if folder.is_symlink() and not folder.exists() else error.strerror
+            raise DeviceError(f"output_dir={folder}: {why}", fix="name a folder that can be written") from error
         return folder
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     base = f"{stamp}-{settings.name}" if settings.name else stamp
@@ -501,14 +561,10 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        try:
-            holder = json.loads(note.read_text())
-        except (OSError, ValueError):
-            holder = {}
-        raise DeviceError(
-            f"{folder} is in use by pid {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}",
-            fix="wait for it, or give another output_dir",
-        ) from None
+        raise _in_use(folder, note) from None
+    except OSError as error:  # a file system without locks, or .lock of another user
+        fix = "output_dir=FOLDER names another place; `llmtrain doctor` tries the locks of a disk"
+        raise DeviceError(f"{folder} cannot be locked: {error.strerror or error}", fix=fix) from error
     try:
         now = datetime.datetime.now().isoformat(timespec="seconds")
         note.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}))
@@ -518,14 +574,57 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _in_use(folder: Path, note: Path) -> DeviceError:
+    """The answer where the lock is held. On this machine a process that dies lets go of it; of another one only its file system knows."""
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    holder = {name: printable(str(value))[:80] for name, value in found.items()} if isinstance(found, dict) else {}
+    host, fix = holder.get("host", "?"), "wait for it, or give another output_dir"
+    if host not in ("?", socket.gethostname()):
+        fix += f"; if nothing runs on {host} any more, the lock goes when the file server notices; a copy of the folder has none"
+    return DeviceError(f"{folder} is in use by pid {holder.get('pid', '?')} on {host} since {holder.get('since', '?')}", fix=fix)
+
+
 # --- signals ------------------------------------------------------------------------------------------------------
 
 
+class AtOnce(BaseException):
+    """A signal where there is nothing to save yet. No Exception: libraries catch those while they are imported, and go on."""
+
+
+AGAIN = "the same command starts it again"
+_heard = threading.Event()  # by `stopping_at_once`, also where what it raised was swallowed
+
+
 @contextlib.contextmanager
-def stopping_on_signals(event: threading.Event) -> Iterator[None]:
+def stopping_at_once() -> Iterator[None]:
+    """Until `stopping_on_signals` takes over, SIGTERM and Ctrl-C end what stands inside where it is.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    try:
+        with stopping_on_signals(_heard, threading.Event()):
+            yield
+    finally:
+        _heard.clear()
+
+
+@contextlib.contextmanager
+def stopping_on_signals(event: threading.Event, begun: threading.Event | None = None, again: str = AGAIN) -> Iterator[None]:
     """SIGTERM and Ctrl-C set `event`, and the loop acts at its next step; a second Ctrl-C ends the process at once.
 
-    A handler must not save: it can interrupt a save half way.
+    A handler must not save: it can interrupt a save half way. Before training there is nothing to save, and nobody looks at `event`
+    for minutes: reading, tokenising and importing are left where they are. What they write is whole or not there.
+
+    Args:
+        begun: until it is set, a signal ends what stands inside; None: it never does.
+        again: what the user is told to do then.
+
+    Raises:
+        Stopped: a signal came before `begun`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -534,11 +633,25 @@ def stopping_on_signals(event: threading.Event) -> Iterator[None]:
     def handle(number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and event.is_set():
             raise Interrupted("interrupted twice: stopped at once", fix="the same command goes on from the last checkpoint")
+        first = not event.is_set()
         event.set()
+        if first and begun is not None and not begun.is_set():
+            raise AtOnce
+
+    def early() -> bool:
+        return begun is not None and not begun.is_set() and (event.is_set() or _heard.is_set())
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        if early():
+            raise AtOnce
         yield
+    except BaseException as error:
+        if in_worker():  # it is ending already, and torchrun's SIGTERM must not end it before it has said why
+            before.clear()
+        if early() and not isinstance(error, Stopped | Interrupted):  # also what a library made of AtOnce
+            raise Stopped("stopped by a signal before training began; nothing is lost", fix=again) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -569,19 +682,117 @@ def in_worker() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launched_by_us() -> bool:
-    return os.environ.get("LLMTRAIN_LAUNCHED") == "1"
+def set_right() -> None:
+    """Check what a launcher sets for one of several processes.
+
+    Raises:
+        DistributedError: a part of it is missing or makes no sense.
+    """
+    found = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in os.environ}
+    numbers = {name: int(value) for name, value in found.items() if value.isdigit()}
+    wrong = next((f"{name}={found[name]} is no number" for name in found if name not in numbers), None)
+    if wrong is None and "RANK" not in found and numbers.get("WORLD_SIZE", 1) > 1:
+        wrong = f"WORLD_SIZE={found['WORLD_SIZE']} is set and RANK is not"
+    if wrong is None and "RANK" in found and numbers["RANK"] >= numbers.get("WORLD_SIZE", numbers["RANK"] + 1):
+        wrong = f"RANK={found['RANK']} is not below WORLD_SIZE={found['WORLD_SIZE']}"
+    if wrong is not None:
+        raise DistributedError(wrong, fix=LAUNCHERS)
 
 
-def rendezvous(settings: Settings) -> Callable[[Any], Any]:
-    """Join the other processes before a device is chosen; returns what hands the main process's value to all."""
+LAUNCHERS = "torchrun, accelerate launch or srun start all processes and set these variables; alone: unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE"
+
+
+def meet(settings: Settings) -> None:
+    """Join the other processes, where there are any and it was not done yet.
+
+    Those that we started meet in a file of their own, so no port can be taken; those of another launcher where it says.
+
+    Raises:
+        DistributedError: they did not all come, or the port is taken.
+    """
+    import torch
+
+    world = int(os.environ["WORLD_SIZE"]) if in_worker() else 1
+    if world == 1 or torch.distributed.is_initialized():
+        return
+    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    if not cpu and "LOCAL_RANK" not in os.environ:
+        raise DistributedError("RANK and WORLD_SIZE are set and LOCAL_RANK, which chooses the GPU, is not", fix=LAUNCHERS)
+    folder = os.environ.get("LLMTRAIN_MEETING")  # processes.MEETING
+    os.environ.setdefault("MASTER_PORT", "29500")  # as Accelerate has it
+    try:
+        torch.distributed.init_process_group(
+            "gloo" if cpu else "nccl",
+            store=torch.distributed.FileStore(str(Path(folder) / "group"), world) if folder else None,  # type: ignore[attr-defined]
+            rank=int(os.environ["RANK"]),
+            world_size=world,
+            timeout=datetime.timedelta(seconds=settings.distributed.timeout_s),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise _not_met(error, settings) from error
+
+
+def _not_met(error: Exception, settings: Settings) -> DistributedError:
+    """Why the processes of a run did not find each other."""
+    text = str(error)
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if address is None and not isinstance(error, RuntimeError):
+        return DistributedError("MASTER_ADDR, the machine of rank 0, is not set", fix=LAUNCHERS)
+    if "EADDRINUSE" in text or "address already in use" in text.lower():
+        return DistributedError(f"MASTER_PORT={port} is in use", fix="torchrun --master-port N; on one machine devices=N, or torchrun --standalone")
+    if re.search(r"(?i)tim(e|ed)[ -]?out", text):
+        came = re.search(r"(\d+)/\d+ clients joined", text)
+        return DistributedError(
+            f"{came[1] if came else 'not all'} of WORLD_SIZE={os.environ['WORLD_SIZE']} processes came to {address}:{port} "
+            f"within distributed.timeout_s={settings.distributed.timeout_s} seconds; this is RANK={os.environ['RANK']}",
+            fix=LAUNCHERS,
+        )
+    return DistributedError(f"the processes did not find each other: {(text.splitlines() or ['no message'])[0][:200]}", fix=LAUNCHERS)
+
+
+ONE_ONLY = "accelerate launch was asked for several processes and started this one alone, as it does on CPUs: devices=N, or torchrun, starts several"
+
+
+def asked_for_more() -> bool:
+    """Whether `accelerate launch` was told of several processes and started one: its variables say so, and nothing else does."""
+    return not in_worker() and {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
+
+
+def rendezvous(settings: Settings) -> tuple[Callable[[Any], Any], Callable[[Any], list[Any]]]:
+    """Join the other processes before a device is chosen.
+
+    Returns:
+        What hands the main process's value to all, and what hands the values of all to all.
+    """
     import torch
     from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
+    from accelerate.utils import broadcast_object_list, gather_object
 
+    set_right()
+    meet(settings)
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    PartialState(cpu=cpu, timeout=datetime.timedelta(seconds=settings.distributed.timeout_s))
-    return lambda value: broadcast_object_list([value])[0]
+    state = PartialState(cpu=cpu, timeout=datetime.timedelta(seconds=settings.distributed.timeout_s))
+    alone = state.num_processes == 1
+    return lambda value: broadcast_object_list([value])[0], lambda value: [value] if alone else gather_object([value])
+
+
+@contextlib.contextmanager
+def data_workers_named() -> Iterator[None]:
+    """A worker of the data loader that dies is named: torch raises it wherever the process happens to be.
+
+    Raises:
+        DistributedError: with its pid and how it ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (\w[^.]*)|exited unexpectedly)", str(error))
+        if found is None:
+            raise
+        raise DistributedError(
+            f"a process that reads data (pid {found[1]}) died{f' (signal: {found[2].strip()})' if found[2] else ''}",
+            fix="data.num_workers=0 reads in the training process and shows why; they share memory through /dev/shm (64 MB in containers)",
+        ) from error
 
 
 def leave_group() -> None:
@@ -590,54 +801,3 @@ def leave_group() -> None:
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def launch(folder: Path, verb: str, settings: Settings) -> int:
-    """Start `devices` processes on this machine through torchrun, and return the code that they left.
-
-    Signals go on to all of them; the exit code of torchrun itself is 1 whatever happened.
-    """
-    results(folder)
-    with path_of_its_own():
-        environment = {**os.environ, "LLMTRAIN_LAUNCHED": "1"}
-    threads = decide_threads(settings.threads, settings.processes)
-    environment.setdefault("OMP_NUM_THREADS", str(threads))
-    arguments = ["--standalone", "--nproc-per-node", str(settings.processes), "-m", "llmtrain.worker", str(folder), verb]
-    # torchrun prints a page of its own for every failed rank: ours stands in the ranks' result files.
-    with (folder / "torchrun.log").open("ab") as errors, tempfile.TemporaryDirectory() as logs:
-        child = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--log-dir", logs, *arguments], env=environment, stderr=errors)
-        before = {n: signal.signal(n, lambda number, _: child.send_signal(number)) for n in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            code = child.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    left = results(folder)
-    failed = [result for result in left if result[0]]
-    if failed:
-        print(failed[0][1], file=sys.stderr)
-        return failed[0][0]
-    if code or len(left) < settings.processes:
-        raise DistributedError(
-            f"{settings.processes - len(left)} of {settings.processes} processes died without a word",
-            fix=f"what they printed stands in {folder / 'torchrun.log'}",
-        )
-    return 0
-
-
-def leave_result(folder: Path, rank: int, error: LLMTrainError | None) -> None:
-    """A rank's last word, for the command that started it: torchrun turns every exit code into 1."""
-    content = {"exit_code": error.exit_code if error else 0, "screen": error.screen() if error else ""}
-    with contextlib.suppress(OSError):
-        (folder / f".result-{rank}.json").write_text(json.dumps(content))
-
-
-def results(folder: Path) -> list[tuple[int, str]]:
-    """What the ranks left: (exit code, screen) each, and the files are taken away."""
-    found = []
-    for path in sorted(folder.glob(".result-*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            content = json.loads(path.read_text())
-            found.append((int(content["exit_code"]), str(content["screen"])))
-        path.unlink(missing_ok=True)
-    return found

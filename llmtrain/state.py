@@ -31,6 +31,10 @@ class RunState:
         metrics: those of the last evaluation.
         since_best: evaluations since then.
         window: sums and counts of each loss term since the last record in metrics.jsonl.
+        skipped: updates that were left out because the loss or the gradient was not finite.
+        skipped_in_a_row: those since the last update that was made.
+        losses: the last finite ones, by which a sudden rise is known.
+        spike_step: the step at which the last warning of one was given.
         stop: why the run should end at the next step boundary; None: it goes on. Callbacks may set it.
     """
 
@@ -51,6 +55,10 @@ class RunState:
     metrics: dict[str, float] = field(default_factory=dict)
     since_best: int = 0
     window: dict[str, list[float]] = field(default_factory=dict)
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    losses: list[float] = field(default_factory=list)
+    spike_step: int | None = None
     stop: str | None = None
 
     def to_json(self) -> dict[str, Any]:

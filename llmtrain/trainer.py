@@ -12,6 +12,7 @@ import bisect
 import contextlib
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,13 +22,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from llmtrain import checkpoint
+from llmtrain import checkpoint, files, sharding
 from llmtrain.callback.base import Callback, Run, Step
-from llmtrain.errors import ConfigError, NonFiniteError, Stopped, require
+from llmtrain.errors import CheckpointError, ConfigError, NonFiniteError, Stopped, require
 from llmtrain.finetune.base import Phase
 from llmtrain.objective.base import PREDICTIONS, Batch, Direction, Draw, Objective, Totals
 from llmtrain.optimizer import Optimizer, load_state, set_lr, state_by_name
-from llmtrain.runtime import Runtime, keep_memory
+from llmtrain.processes import at
+from llmtrain.runtime import OnNonfinite, Runtime, keep_memory
 from llmtrain.schedule.base import Progress, Schedule
 from llmtrain.seeding import key
 from llmtrain.state import SIGNAL, RunState
@@ -42,6 +44,13 @@ if TYPE_CHECKING:
     from llmtrain.data.tokenizer import Vocabulary
 
 log = logging.getLogger("llmtrain")
+ASKED_EVERY = 16  # batches of an evaluation after which several processes ask each other whether a signal came
+NAMED = 8  # samples of an update that a message names
+# A sudden rise of the loss (`usual_before`).
+LASTING = 3  # updates in a row that must stand out: a batch of hard examples alone does not last
+FEWEST = 20  # updates before them from which what is usual can be told
+FACTOR = 1.5  # times the usual loss, however quiet it was before
+DEVIATIONS = 5.0  # standard deviations of the logarithm of the losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,9 @@ class Settings:
         log_every_steps: updates between two records.
         gradient_checkpointing: forget activations and compute them again in the backward pass: less memory, slower.
         compile: torch.compile the learner: minutes at the start, faster steps.
+        max_skipped: updates in a row that on_nonfinite=skip leaves out. In a row, because a skipped update changes no weight:
+            where one batch after the other is not finite it is the weights, and not a batch, and it will not get better.
+        spike_window: updates whose losses a sudden rise is held against (`usual_before`); null: no look at it.
     """
 
     max_steps: int | None
@@ -67,6 +79,8 @@ class Settings:
     log_every_steps: int
     gradient_checkpointing: bool
     compile: bool
+    max_skipped: int
+    spike_window: int | None
 
     def __post_init__(self) -> None:
         budgets = {n: getattr(self, n) for n in ("max_steps", "max_epochs", "max_tokens") if getattr(self, n) is not None}
@@ -77,6 +91,9 @@ class Settings:
         require(self.micro_batch_size is None or self.micro_batch_size >= 1, "micro_batch_size", self.micro_batch_size, "1 sequence or more, or null")
         require(self.clip_norm is None or 0 < self.clip_norm < float("inf"), "clip_norm", self.clip_norm, "above 0, finite, or null")
         require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "1 update or more")
+        require(self.max_skipped >= 1, "max_skipped", self.max_skipped, "1 update or more", fix="on_nonfinite=stop skips none")
+        window = self.spike_window
+        require(window is None or window >= FEWEST, "spike_window", window, f"{FEWEST} updates or more, or null")
 
     def micro_size(self, world: int) -> int:
         """Sequences of a forward pass.
@@ -178,10 +195,12 @@ def evaluate(
     requests = iter([[(-1, sample, real) for sample in samples] for samples, real in mine])
     totals = Totals()
     with torch.no_grad():
-        for batch in load(read(examples, objective, computed), requests, partial(collate, objective, 0, vocabulary, computed), num_workers=0, seed=0):
+        loader = load(read(examples, objective, computed), requests, partial(collate, objective, 0, vocabulary, computed), num_workers=0, seed=0)
+        for number, batch in enumerate(loader, 1):
             add(totals, batch, call(batch.to(runtime.accelerator.device)))
-            if runtime.signalled.is_set() and runtime.world == 1:
-                break  # the loop stops at once; this evaluation is repeated after the resume
+            # After a signal the loop stops at once, and this evaluation is repeated after the resume. Several processes have to agree on that.
+            if (runtime.world == 1 or number % ASKED_EVERY == 0) and runtime.any(runtime.signalled.is_set()):
+                break
     return _over_processes(totals, runtime)
 
 
@@ -275,6 +294,7 @@ class Trainer:
         validation_computed, test_computed: what frozen layers made of the validation and test examples.
         base: the weights that the run started from, which checkpoints then leave out.
         resume: the checkpoint to go on from.
+        blocks: names of the modules that are gathered each by itself, where the model is divided over the processes.
     """
 
     settings: Settings
@@ -300,6 +320,7 @@ class Trainer:
     test_computed: Computed | None = None
     base: checkpoint.Base | None = None
     resume: Path | None = None
+    blocks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.state = RunState()
@@ -313,8 +334,18 @@ class Trainer:
         self.last_metrics: dict[str, float] = {}
         self.last_totals: Totals | None = None
         self.best_totals: Totals | None = None
+        self.forget_best: str | None = None
+        self._restored = False
         self._moments: Mapping[str, Mapping[str, torch.Tensor]] = {}
         self._scaler: dict[str, Any] | None = None
+        self._skeleton: Any = None  # of a divided model; None: it is not divided (yet)
+        self._unread: Path | None = None  # the checkpoint, until it is known which part of it this process holds
+        if self.runtime.sharded and len({phase.trainable for phase in self.phases}) > 1:
+            raise ConfigError(
+                "distributed.strategy=fsdp: what moves changes during the run, and a divided model cannot be thawed",
+                allowed="finetuning modes of one phase",
+                fix="distributed.strategy=ddp",
+            )
 
     def run_on(self, model: PreTrainedModel, stages: list[Stage], validation_computed: Computed | None, test_computed: Computed | None = None) -> None:
         """Go on with a part of the model, on what the rest of it made of the examples."""
@@ -325,10 +356,11 @@ class Trainer:
         """Train until the budget is used up or something asks to stop.
 
         Raises:
-            NonFiniteError: before the update that would have spoilt the weights.
+            NonFiniteError: before the update that would have spoilt the weights, or after too many that were skipped.
+            CheckpointError: the checkpoint to go on from does not fit.
             Stopped: a signal came; a checkpoint was saved.
         """
-        self._restore()
+        self.restore()
         keep_memory()
         self._tell("on_start")
         self.runtime.console.print(f"resumed from step {self.state.step}" if self.resume else "starting from step 0")
@@ -349,6 +381,7 @@ class Trainer:
         Raises:
             Stopped: a signal came; the same command does it again.
         """
+        at("the last evaluation")
         self.model.eval()
         totals = evaluate(self._call, self.objective, examples, self.vocabulary, self.runtime, self.evaluation.batch_size or self.micro_size, computed)
         if self._signalled():
@@ -374,6 +407,7 @@ class Trainer:
             self._boundary()
         batches = self._batches(leg.stage, leg.last - state.step)
         while state.step < leg.last and not state.stop:
+            at(f"update {state.step + 1}")
             began = time.perf_counter()
             step = self._update(next(batches))
             self._after(step, time.perf_counter() - began)
@@ -392,12 +426,19 @@ class Trainer:
         from llmtrain.objective.learner import Learner
 
         freeze(self.saved, phase)
-        inner = self.optimizer.build(self.saved, phase.trainable, phase.lr_scale)
-        load_state(inner, self._moments)
         accelerator = self.runtime.accelerator
         accelerator.free_memory()
         # A new Learner for every phase: Accelerate leaves a module that it has prepared before as it was.
-        call, prepared = accelerator.prepare(Learner(self.model, self.objective), inner)
+        call = self._divided(Learner(self.model, self.objective)) if self.runtime.sharded else None
+        inner = self.optimizer.build(self.saved, phase.trainable, phase.lr_scale)
+        if self._unread is not None:
+            checkpoint.load_parts(self._unread, self.saved, state_by_name(inner), self.base)
+            self._unread = None
+        load_state(inner, self._moments)
+        if call is None:
+            call, prepared = accelerator.prepare(Learner(self.model, self.objective), inner)
+        else:
+            prepared = accelerator.prepare_optimizer(inner)
         if accelerator.scaler is not None and self._scaler:
             accelerator.scaler.load_state_dict(self._scaler)
             self._scaler = None  # the checkpoint's; from here on the scaler's own state goes on, through every leg
@@ -405,6 +446,22 @@ class Trainer:
         self._eval = frozenset(self.frozen(phase.trainable))
         set_modes(self.model, self._eval)
         return torch.compile(call) if self.settings.compile else call, prepared
+
+    def _divided(self, learner: nn.Module) -> Any:
+        """The learner with its parameters divided over the processes, once for all legs; Accelerate adds the precision and no wrapper."""
+        if self._skeleton is not None:
+            return self._call
+        self._skeleton = sharding.skeleton(self.saved)
+        sharding.shard(learner, self.saved, self.blocks, self.runtime.device)
+        return self.runtime.accelerator.prepare_model(learner, evaluation_mode=True)
+
+    def gather(self) -> None:
+        """After the last update: on the main process the model is one again, in host memory, and no longer on the others. All of them call it."""
+        if self._skeleton is None:
+            return
+        sharding.gathered(self.saved, self._skeleton, self.runtime.main)
+        if self.runtime.main:
+            self.saved = self.model = self._skeleton
 
     def _batches(self, stage: Stage, updates: int) -> Iterator[list[Batch]]:
         """This process's micro-batches of each update, from where the state stands."""
@@ -449,6 +506,7 @@ class Trainer:
         lr = self.optimizer.lr * self.schedule.factor(Progress(state.step, state.tokens, self.total_steps, self.total_tokens))
         set_lr(self._inner(self._adamw), lr)
         sums = dict.fromkeys(terms, 0.0)
+        suspects: list[int] = []
         for i, batch in enumerate(batches):
             runtime.seed(key(self.seed, "step", runtime.rank, state.micro_step + i))
             wait = i + 1 < len(batches)
@@ -458,36 +516,86 @@ class Trainer:
                 loss = sum(self.objective.weights[t] * losses[t] / counts[t] for t in terms if counts[t]) * runtime.world
                 if any(counts.values()):
                     accelerator.backward(loss)
+            found = {t: float(losses[t].detach()) for t in terms}  # on a GPU the host waits here for the device
             for t in terms:
-                sums[t] += float(losses[t].detach())  # on a GPU the host waits here for the device
+                sums[t] += found[t]
+            if not all(map(math.isfinite, found.values())):
+                suspects += batch.samples
         totals = dict(zip(terms, runtime.sum([sums[t] for t in terms]), strict=True))
-        norm = float(accelerator.clip_grad_norm_(self._trained, self.settings.clip_norm or math.inf))
+        norm = float(sharding.whole(accelerator.clip_grad_norm_(self._trained, self.settings.clip_norm or math.inf)))
         means = {t: totals[t] / counts[t] if counts[t] else 0.0 for t in terms}
-        self._refuse_non_finite(means, norm, lr, batches)
-        self._adamw.step()
+        finite = self._finite(means, norm)
+        if finite:
+            self._adamw.step()
+        else:
+            self._skip(means, norm, lr, suspects, [s for b in batches for s in b.samples])
         self._adamw.zero_grad(set_to_none=True)
         state.step += 1
         state.phase_step += 1
         state.micro_step += len(batches)
         state.tokens += round(all_tokens)
         state.samples += round(all_samples)
-        for t in terms:
-            value, count = state.window.get(t, [0.0, 0.0])
-            state.window[t] = [value + totals[t], count + counts[t]]
+        if finite:
+            for t in terms:
+                value, count = state.window.get(t, [0.0, 0.0])
+                state.window[t] = [value + totals[t], count + counts[t]]
+            state.skipped_in_a_row = 0
+            self._watch(sum(self.objective.weights[t] * means[t] for t in terms))
         return Step(losses=means, lr=lr, grad_norm=norm, tokens=round(all_tokens))
 
-    def _refuse_non_finite(self, means: dict[str, float], norm: float, lr: float, batches: list[Batch]) -> None:
-        """Stop on every process before the update. Under fp16 an infinite gradient alone is the scaler's to skip."""
+    def _finite(self, means: dict[str, float], norm: float) -> bool:
+        """Whether the update can be made: the same answer on every process. Under fp16 an infinite gradient alone is the scaler's to skip."""
         fine = all(map(math.isfinite, means.values())) and (math.isfinite(norm) or self.runtime.accelerator.scaler is not None)
-        if not self.runtime.any(not fine):
+        return not self.runtime.any(not fine)
+
+    def _skip(self, means: dict[str, float], norm: float, lr: float, suspects: list[int], samples: list[int]) -> None:
+        """Leave the update out, on every process; weights, what the optimizer has gathered and its counts stay as they are.
+
+        Args:
+            suspects: samples of this process in forward passes whose loss is not finite; where none is anywhere, it is the gradient.
+            samples: all of this process's.
+
+        Raises:
+            NonFiniteError: the run is to stop at the first one, or there were too many in a row.
+        """
+        state, runtime = self.state, self.runtime
+        gathered = runtime.gather((suspects, samples))
+        each = max(1, NAMED // runtime.world)
+        parts = [part for part, _ in gathered] if any(part for part, _ in gathered) else [part for _, part in gathered]
+        named = [s for part in parts for s in part[:each]]
+        more = "…" if len(named) < sum(map(len, parts)) else ""
+        what = "gradient" if all(map(math.isfinite, means.values())) else "loss"
+        loss = " ".join(f"{name} {value:.4g}" if len(means) > 1 else f"loss {value:.4g}" for name, value in means.items())
+        said = f"the {what} is not finite at step {state.step + 1}: {loss}, gradient norm {norm:.3g}, lr {lr:.3g}, samples {named}{more}"
+        skip, limit = runtime.settings.on_nonfinite is OnNonfinite.skip, self.settings.max_skipped
+        if not skip or state.skipped_in_a_row >= limit:
+            last = checkpoint.listed(self.folder)
+            raise NonFiniteError(
+                said + (f"; {limit} updates in a row were skipped before it (trainer.max_skipped)" if skip else ""),
+                fix="a lower optimizer.lr or a longer schedule.warmup_steps ('allow_change=[optimizer.lr,schedule.warmup_steps]' lets a resume take them)"
+                f"{'' if skip else ', or on_nonfinite=skip'}; last good checkpoint: {last[0] if last else 'none yet'}",
+            )
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+        if runtime.accelerator.scaler is not None:
+            runtime.accelerator.scaler.update()  # as where it skips one itself: it has seen these gradients, and its next look needs this call
+        log.warning("%s; the update is skipped (%d so far, %d in a row)", said, state.skipped, state.skipped_in_a_row)
+
+    def _watch(self, loss: float) -> None:
+        """Warn of a sudden rise of the loss; once in a window, since what has risen often stays there."""
+        state, length = self.state, self.settings.spike_window
+        if length is None:
             return
-        last = checkpoint.listed(self.folder)
-        samples = [s for b in batches for s in b.samples]
-        raise NonFiniteError(
-            f"the loss is not finite at step {self.state.step + 1}: loss {means}, gradient norm {norm:.3g}, lr {lr:.3g}, "
-            f"samples {samples[:8]}{'…' if len(samples) > 8 else ''}",
-            fix=f"a lower optimizer.lr or a longer schedule.warmup_steps; last good checkpoint: {last[0] if last else 'none yet'}",
-        )
+        state.losses = [*state.losses, loss][-(length + LASTING) :]
+        if state.spike_step is not None and state.step - state.spike_step < length:
+            return
+        usual = usual_before(state.losses)
+        if usual is not None:
+            state.spike_step = state.step
+            log.warning(
+                "loss %.4g at step %d is %.1f times the usual %.4g (window: the median of %d updates; the last %d all stand out)",
+                loss, state.step, loss / usual, usual, len(state.losses) - LASTING, LASTING,
+            )  # fmt: skip
 
     # --- what follows an update
 
@@ -504,7 +612,7 @@ class Trainer:
         evaluated = self._evaluation_due()
         if evaluated:
             self._evaluate()
-        if self._signalled():
+        if self._signalled() and state.stop is None:  # what ends the run for good is not to be forgotten at the resume
             state.stop = SIGNAL
         best = self.checkpoints.keep_best and evaluated and state.best_step == state.step
         if state.stop or best or state.step == self.total_steps or due(self.checkpoints.every_steps, state.step):
@@ -534,7 +642,8 @@ class Trainer:
             "tokens": state.tokens,
             **losses,
             "lr": step.lr,
-            "grad_norm": step.grad_norm,
+            "grad_norm": step.grad_norm if math.isfinite(step.grad_norm) else None,
+            **({"skipped": state.skipped} if state.skipped or self.runtime.settings.on_nonfinite is OnNonfinite.skip else {}),
             "tokens_per_second": round(step.tokens_per_second, 1),
             "train_seconds": round(state.seconds, 3),
         }
@@ -542,6 +651,7 @@ class Trainer:
     def _evaluate(self) -> None:
         assert self.validation is not None
         state, began = self.state, time.perf_counter()
+        at(f"the evaluation after update {state.step}")
         self.model.eval()
         size = self.evaluation.batch_size or self.micro_size
         totals = evaluate(self._call, self.objective, self.validation, self.vocabulary, self.runtime, size, self.validation_computed)
@@ -571,29 +681,73 @@ class Trainer:
 
     def _save(self) -> None:
         path = self.folder / "checkpoints" / f"step-{self.state.step:08d}"
+        at(f"the checkpoint of update {self.state.step}")
+        scaler = self.runtime.accelerator.scaler
+        content = {"run": self.state.to_json(), "scaler": None if scaler is None else scaler.state_dict()}
+        moments = state_by_name(self._inner(self._adamw))
+        about: dict[str, Any] = {"step": self.state.step, "model": self.saved, "optimizer": moments, "state": content, "base": self.base}
+        if self.runtime.sharded:
+            checkpoint.save_shards(self.folder, **about, rank=self.runtime.rank, gather=self.runtime.gather)
+        elif self.runtime.main:
+            checkpoint.save(self.folder, **about)
         if self.runtime.main:
-            scaler = self.runtime.accelerator.scaler
-            content = {"run": self.state.to_json(), "scaler": None if scaler is None else scaler.state_dict()}
-            moments = state_by_name(self._inner(self._adamw))
-            path = checkpoint.save(self.folder, step=self.state.step, model=self.saved, optimizer=moments, state=content, base=self.base)
             if self.state.best_step == self.state.step:
                 checkpoint.link(self.folder, "best", path)
-            checkpoint.prune(self.folder, self.checkpoints.keep_last, self.state.best_step if self.checkpoints.keep_best else None)
+            checkpoint.prune(self.folder, self.checkpoints.keep_last, self.state.best_step if self.checkpoints.keep_best else None, self.state.step)
         self.runtime.accelerator.wait_for_everyone()
         self._tell("on_save", path)
 
-    def _restore(self) -> None:
-        if self.resume is None:
+    def restore(self) -> None:
+        """Take weights, state and what the optimizer has gathered from the checkpoint; `fit` does it where nobody has.
+
+        Raises:
+            CheckpointError: it does not fit the model, the weights that it builds on, or the stretches of this training.
+        """
+        if self.resume is None or self._restored:
             return
-        loaded = checkpoint.read(self.resume, self.base)
-        checkpoint.load_weights(self.saved, loaded.weights, self.base)
-        self.state = RunState.from_json(loaded.state["run"])
+        loaded = self._read(self.resume)
+        state = RunState.from_json(loaded.state["run"])
+        if state.phase >= len(self.legs):
+            raise CheckpointError(
+                f"{self.resume} stands in stretch {state.phase + 1} of its training, and with these settings there are {len(self.legs)}",
+                allowed="what moves (finetune) and lengths of sequences (data.short_length) with as many stretches",
+                fix="give the same settings, or start anew with another output_dir",
+            )
+        if self._unread is None:
+            checkpoint.load_weights(self.saved, loaded.weights, self.base)
+        else:
+            checkpoint.refuse_misfit(self._unread, self.saved, self.base)  # now, while nothing of this resume is written down yet
+        self.state, self._restored = state, True
         self._moments, self._scaler = loaded.optimizer, loaded.state.get("scaler")
         self.last_metrics = self.state.metrics
-        if self.state.best is not None and self.state.best_metric not in (None, self.best_metric):
-            log.warning("the best is now decided by %s, no longer by %s: it is looked for anew", self.best_metric, self.state.best_metric)
-            self.state.best = self.state.best_step = None
-            self.state.best_metrics, self.state.since_best = {}, 0
+        self._doubt_best()
+
+    def _read(self, path: Path) -> checkpoint.Loaded:
+        """A checkpoint; where the model is to be divided its state alone, and each process reads its part of the tensors later."""
+        if not self.runtime.sharded:
+            return checkpoint.read(path, self.base)
+        self._unread, share = path, (self.runtime.rank, self.runtime.world)
+        state = sharding.agreed(self.runtime.gather, lambda: checkpoint.about(path, self.base, share))[0]
+        return checkpoint.Loaded(path, {}, {}, state)
+
+    def _doubt_best(self) -> None:
+        """Look for the best anew where the one that is known can no longer be compared with, or is no longer there."""
+        state = self.state
+        if state.best is None:
+            return
+        why = self.forget_best
+        if state.best_metric not in (None, self.best_metric):
+            why = f"it is now decided by {self.best_metric}, no longer by {state.best_metric}"
+        elif why is None and self.checkpoints.keep_best:
+            path = self.folder / "checkpoints" / f"step-{state.best_step:08d}"
+            wrong = (files.problem(path) if path.is_dir() else "it is gone") if self.runtime.main else None
+            wrong = self.runtime.broadcast(wrong)
+            why = None if wrong is None else f"{path.name} had it: {wrong}"
+        if why is not None:
+            name = state.best_metric or self.best_metric
+            log.warning("the best so far (%s %.4g after step %s) is forgotten and looked for anew: %s", name, state.best, state.best_step, why)
+            state.best = state.best_step = None
+            state.best_metrics, state.since_best = {}, 0
 
     # --- small things
 
@@ -617,6 +771,8 @@ class Trainer:
         if self.resume is None:
             return found
         state = checkpoint.run_state(self.resume)
+        if state.phase >= len(found):
+            return found  # `restore` refuses it
         if state.phase and (ended := state.step - state.phase_step) != found[state.phase - 1].last:
             log.info("the change before update %s stays where it was; what follows takes the rest of the new budget", f"{ended + 1:,}")
             found[: state.phase] = [replace(leg, last=min(leg.last, ended)) for leg in found[: state.phase]]
@@ -636,6 +792,28 @@ class Trainer:
         higher = self.objective.metric_directions[self.best_metric] is Direction.higher
         evaluations = 0 if self.validation is None else self.total_steps // every if every else 1
         return Run(self.runtime, self.folder, self.total_steps, evaluations, self.settings.log_every_steps, self.best_metric, higher, self.config)
+
+
+def usual_before(losses: Sequence[float]) -> float | None:
+    """The usual loss, where each of the last LASTING of `losses` is a sudden rise from it; None where all is well.
+
+    With m the median of the losses before those, and s = 1.4826 · median |log(loss / m)| (the standard deviation of the
+    logarithms where they are normal; neither m nor s feels a few outliers), each of the last ones must be above
+
+        m · max(FACTOR, exp(DEVIATIONS · s))
+
+    Logarithms, because small losses are skewed: 0.01 for most batches and 1 for a few. Several in a row, because such a
+    batch says nothing, and what has spoilt the weights lasts. The first losses of a run raise no alarm: they are the highest.
+    """
+    before, last = losses[:-LASTING], losses[-LASTING:]
+    if len(before) < FEWEST:
+        return None
+    usual = statistics.median(before)
+    if usual <= 0 or min(last) <= FACTOR * usual:
+        return None
+    smallest = usual * 1e-6  # a loss of exactly 0 has no logarithm
+    deviation = 1.4826 * statistics.median(abs(math.log(max(value, smallest) / usual)) for value in before)
+    return usual if min(last) > usual * math.exp(DEVIATIONS * deviation) else None
 
 
 def due(every: int | None, step: int) -> bool:

@@ -1,6 +1,6 @@
 """One process of a run: reads the config from the run's folder and trains. No Hydra here.
 
-python -m torch.distributed.run … -m llmtrain.worker RUN_FOLDER VERB
+RANK=… WORLD_SIZE=… python -m llmtrain.worker RUN_FOLDER VERB
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from llmtrain import processes
 from llmtrain.command import train
 from llmtrain.command.train import INVOCATION
 
 
 def main(folder: Path, verb: str) -> int:
+    processes.follow()
     config = OmegaConf.load(folder / INVOCATION)
     return train.run_as_rank(config, verb, folder)  # type: ignore[arg-type]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,28 @@ def test_an_error_on_the_way_leaves_the_old_folder_and_no_new_one(tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
+@pytest.mark.parametrize("content", [b"new", None], ids=["replaced", "cut in two"])
+def test_after_a_kill_a_folder_that_was_being_replaced_is_whole_and_what_was_begun_is_gone(tmp_path: Path, content: bytes | None) -> None:
+    make(tmp_path / ".old-x")
+    (tmp_path / ".tmp-y").mkdir()
+    if content is not None:
+        make(tmp_path / "x")
+        (tmp_path / "x" / "a.bin").write_bytes(content)
+    files.recover(tmp_path)
+    assert (tmp_path / "x" / "a.bin").read_bytes() == (content or b"0123456789")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_what_others_wrote_into_a_new_folder_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))), real(handle)))
+    with files.new_folder(tmp_path / "x") as folder:
+        (folder / "tokenizer.json").write_text("{}")
+    assert synced == ["tokenizer.json", ".tmp-x", tmp_path.name]
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [(b"012345678", "9 bytes instead of 10"), (b"0123456788", "sha256 differs"), (b"", "0 bytes"), (None, "missing")],
@@ -53,6 +77,7 @@ def test_a_manifest_that_says_nothing_is_a_problem(tmp_path: Path, content: str)
 
 
 def test_json_is_replaced_in_one_step(tmp_path: Path) -> None:
+    (tmp_path / ".run.json.new").write_text("left by a process that was killed")
     files.write_json(tmp_path / "run.json", {"a": 1})
     files.write_json(tmp_path / "run.json", {"a": 2})
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": 2}

@@ -27,8 +27,8 @@ FLOORS = {
     5: ("command",),
     4: ("trainer", "frozen", "sweep", "launcher", "report"),
     3: ("objective", "finetune", "callback", "task", "schedule", "cache", "optimizer", "checkpoint", "estimate"),
-    2: ("model", "data"),
-    1: ("config", "runtime", "state", "seeding", "files", "machine"),
+    2: ("model", "data", "sharding"),
+    1: ("config", "runtime", "processes", "state", "seeding", "files", "machine"),
     0: ("errors",),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,11 +19,11 @@ import llmtrain
 from llmtrain import runtime
 from llmtrain.cli import main
 from llmtrain.config import build, compose
-from llmtrain.errors import CheckpointError, ConfigError, DeviceError, Interrupted, LLMTrainError
+from llmtrain.errors import CheckpointError, ConfigError, DeviceError, DistributedError, Interrupted
 from llmtrain.runtime import Precision, Settings
 from tests.conftest import TINY
 
-OWN = ("device", "devices", "threads", "precision", "deterministic", "distributed", "seed", "name", "output_dir", "resume")
+OWN = tuple(field.name for field in dataclasses.fields(Settings))
 
 
 def settings(**changes: Any) -> Settings:
@@ -286,11 +288,100 @@ def test_a_second_sigterm_is_no_ctrl_c() -> None:
 # --- several processes ----------------------------------------------------------------------------------------------
 
 
-def test_the_last_words_of_the_ranks_are_read_once_in_their_order(tmp_path: Path) -> None:
-    runtime.leave_result(tmp_path, 1, LLMTrainError("one"))
-    runtime.leave_result(tmp_path, 0, None)
-    assert runtime.results(tmp_path) == [(0, ""), (1, "error: one")]
-    assert runtime.results(tmp_path) == []
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("variables", "wrong"),
+    [
+        ({}, None),
+        ({"WORLD_SIZE": "1"}, None),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, None),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set and RANK is not"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK=one is no number"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "-1"}, "LOCAL_RANK=-1 is no number"),
+    ],
+)
+def test_f06_variables_of_a_launcher_that_make_no_sense_are_named_with_who_sets_them(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], wrong: str | None
+) -> None:
+    for name in PLACE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if wrong is None:
+        runtime.set_right()
+        return
+    with pytest.raises(DistributedError) as caught:
+        runtime.set_right()
+    assert caught.value.what == wrong
+    assert "torchrun" in str(caught.value.fix)
+
+
+def test_f06_and_f07_why_ranks_did_not_meet_is_told_from_what_torch_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = dataclasses.replace(settings(device="cpu"), distributed=dataclasses.replace(settings().distributed, timeout_s=1))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        taken.listen()
+        with pytest.raises(DistributedError, match=f"MASTER_PORT={port} is in use"):
+            runtime.meet(asked)
+    with pytest.raises(DistributedError, match=f"1 of WORLD_SIZE=2 processes came to 127.0.0.1:{port} within distributed.timeout_s=1 seconds; this is RANK=0"):
+        runtime.meet(asked)
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(DistributedError, match="MASTER_ADDR, the machine of rank 0, is not set"):
+        runtime.meet(asked)
+
+
+@pytest.mark.parametrize(
+    ("variables", "more"),
+    [
+        ({}, False),
+        ({"MASTER_PORT": "29500"}, False),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, False),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}, True),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500", "RANK": "0", "WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_one_process_where_accelerate_was_asked_for_several_is_noticed(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], more: bool) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.asked_for_more() is more
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("DataLoader worker (pid 12) is killed by signal: Killed. ", "a process that reads data (pid 12) died (signal: Killed)"),
+        ("DataLoader worker (pid(s) 12, 13) exited unexpectedly", "a process that reads data (pid 12, 13) died"),
+    ],
+)
+def test_f04_a_process_that_reads_data_and_dies_is_named(text: str, what: str) -> None:
+    with pytest.raises(DistributedError) as caught, runtime.data_workers_named():
+        raise RuntimeError(text)
+    assert caught.value.what == what
+    with pytest.raises(RuntimeError, match="something else"), runtime.data_workers_named():
+        raise RuntimeError("something else")
+
+
+def test_a_rank_that_has_failed_is_not_ended_by_a_signal_before_it_has_said_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before, event = signal.getsignal(signal.SIGTERM), threading.Event()
+    try:
+        with pytest.raises(ValueError, match="fault"), runtime.stopping_on_signals(event):
+            raise ValueError("fault")
+        os.kill(os.getpid(), signal.SIGTERM)  # as torchrun sends it to the others
+        assert event.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize(("variables", "inside"), [({"RANK": "0", "WORLD_SIZE": "2"}, True), ({"RANK": "0"}, False), ({}, False)])

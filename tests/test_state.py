@@ -10,7 +10,9 @@ from llmtrain.state import SIGNAL, RunState
 
 
 def test_it_comes_back_from_json_as_it_was() -> None:
-    state = RunState(step=3, tokens=99, best=1.5, best_step=2, window={"next_token": [4.5, 3.0]})
+    state = RunState(
+        step=3, tokens=99, best=1.5, best_step=2, window={"next_token": [4.5, 3.0]}, skipped=2, skipped_in_a_row=1, losses=[0.1, 2 / 3], spike_step=2
+    )
     assert RunState.from_json(json.loads(json.dumps(state.to_json()))) == state
 
 

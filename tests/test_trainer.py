@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,8 +19,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmtrain import trainer
-from llmtrain.errors import ConfigError
+from llmtrain.callback.progress import Progress
+from llmtrain.errors import ConfigError, NonFiniteError, SettingError, Stopped
 from llmtrain.finetune.base import Phase
+from llmtrain.optimizer import state_by_name
 from tests.conftest import ANSWERS, SOME, Train, outcome, tiny
 
 RAGGED = ("objective.packing=false", "trainer.log_every_steps=1")
@@ -32,6 +37,21 @@ LOSSES = {
     "regression": ("loss_score",),
     "multiple_choice": ("loss_choice",),
 }
+
+
+SETTINGS = trainer.Settings(
+    max_steps=1,
+    max_epochs=None,
+    max_tokens=None,
+    batch_size=8,
+    micro_batch_size=None,
+    clip_norm=1.0,
+    log_every_steps=1,
+    gradient_checkpointing=False,
+    compile=False,
+    max_skipped=10,
+    spike_window=100,
+)
 
 
 def records(run: Path, *names: str) -> list[list[float]]:
@@ -148,17 +168,7 @@ def test_every_row_is_evaluated_once_on_any_number_of_processes(rows: int, world
     ("batch", "micro", "world", "near"), [(10, 4, 1, "8 or trainer.batch_size=12"), (6, 4, 2, "8"), (3, None, 2, "2 or trainer.batch_size=4")]
 )
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch: int, micro: int | None, world: int, near: str) -> None:
-    settings = trainer.Settings(
-        max_steps=1,
-        max_epochs=None,
-        max_tokens=None,
-        batch_size=batch,
-        micro_batch_size=micro,
-        clip_norm=1.0,
-        log_every_steps=1,
-        gradient_checkpointing=False,
-        compile=False,
-    )
+    settings = dataclasses.replace(SETTINGS, batch_size=batch, micro_batch_size=micro)
     with pytest.raises(ConfigError, match=str(batch)) as caught:
         settings.micro_size(world)
     assert near in str(caught.value.allowed)
@@ -204,6 +214,365 @@ def test_a_budget_in_epochs_or_tokens_is_used_up_and_no_more(train: Train, tmp_p
         assert tokens[-1] >= 1000 > tokens[-2]
     else:
         assert len(tokens) == round(0.1 * -(-resolved["train_sequences"] // 8))
+
+
+# --- numbers that are none ----------------------------------------------------------------------------------------
+
+SKIP = ("on_nonfinite=skip", "trainer.log_every_steps=1")
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *steps: int, what: str = "loss", sample: int | None = None) -> None:
+    """Make the loss, or the gradient alone, of these updates a NaN.
+
+    Args:
+        sample: only in the forward pass that it is in.
+    """
+    real = trainer.Trainer._update
+
+    def update(self: trainer.Trainer, batches: Any) -> Any:
+        if self.state.step + 1 not in steps:
+            return real(self, batches)
+
+        def worse(module: Any, inputs: Any, output: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {t: v * math.nan for t, v in output.items()} if sample is None or sample in inputs[0].samples else output
+
+        learner = self.runtime.accelerator.unwrap_model(self._call)
+        hook = learner.register_forward_hook(worse) if what == "loss" else self._trained[0].register_hook(lambda gradient: gradient * math.nan)
+        try:
+            return real(self, batches)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(trainer.Trainer, "_update", update)
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """The records of a run's updates."""
+    return [record for record in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "lr" in record]
+
+
+def note_updates(monkeypatch: pytest.MonkeyPatch, *, state: bool = False) -> list[dict[str, Any]]:
+    """What is known of each update that follows: the samples, and on demand weights and the optimizer's state before and after it."""
+    found: list[dict[str, Any]] = []
+    real = trainer.Trainer._update
+
+    def now(self: trainer.Trainer) -> dict[str, torch.Tensor]:
+        moments = {f"{n}/{k}": t.clone() for n, kinds in state_by_name(self._inner(self._adamw)).items() for k, t in kinds.items()}
+        return {**{n: p.detach().clone() for n, p in self.saved.named_parameters()}, **moments}
+
+    def update(self: trainer.Trainer, batches: Any) -> Any:
+        note: dict[str, Any] = {"step": self.state.step + 1, "samples": sorted(s for b in batches for s in b.samples)}
+        note["before"] = now(self) if state else {}
+        done = real(self, batches)
+        note["after"] = now(self) if state else {}
+        note["gradients"] = sum(p.grad is not None for p in self.saved.parameters())
+        found.append(note)
+        return done
+
+    monkeypatch.setattr(trainer.Trainer, "_update", update)
+    return found
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_skipped_update_moves_nothing_and_the_schedule_and_the_data_go_on(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    usual = train(tmp_path / "usual", *SKIP)
+    with monkeypatch.context() as patch:
+        expected = note_updates(patch)
+        train(tmp_path / "again", *SKIP)
+    spoil(monkeypatch, 3, what=what)
+    seen = note_updates(monkeypatch, state=True)
+    run = train(tmp_path / "run", *SKIP)
+    assert [note["samples"] for note in seen] == [note["samples"] for note in expected]
+    moved = [[name for name, value in note["before"].items() if not torch.equal(value, note["after"][name])] for note in seen]
+    assert [len(names) > 0 for names in moved] == [True, True, False, True, True, True]
+    assert seen[2]["gradients"] == 0
+    steps = {float(value) for name, value in seen[-1]["after"].items() if name.endswith("/step")}
+    assert steps == {5.0}  # the optimizer has made one update less than the run has done
+    found, before = lines(run), lines(usual)
+    assert [line["lr"] for line in found] == [line["lr"] for line in before]
+    assert [line["tokens"] for line in found] == [line["tokens"] for line in before]
+    assert [line["loss_next_token"] for line in found[:2]] == [line["loss_next_token"] for line in before[:2]]
+    assert ("loss_next_token" in found[2], found[2]["grad_norm"]) == (False, None)
+    assert [line["skipped"] for line in found] == [0, 0, 1, 1, 1, 1]
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["skipped"]) == ("finished", 1)
+    (said,) = record["warnings"]
+    assert said.startswith(f"the {what} is not finite at step 3: ")
+    assert "the update is skipped (1 so far, 1 in a row)" in said
+    assert any(str(sample) in said for sample in seen[2]["samples"])
+
+
+def test_a_skipped_update_counts_for_nothing_in_the_mean_of_a_record(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 3)
+    each = lines(train(tmp_path / "each", *SKIP, "objective.packing=true"))
+    together = lines(train(tmp_path / "together", "on_nonfinite=skip", "trainer.log_every_steps=3", "objective.packing=true"))
+    mean = sum(line["loss_next_token"] for line in each[:2]) / 2  # packed rows have the same number of targets
+    assert together[0]["loss_next_token"] == pytest.approx(mean, rel=1e-9)
+    assert math.isfinite(together[1]["loss_next_token"])
+
+
+def test_only_updates_in_a_row_count_for_the_limit_and_one_more_ends_the_run_with_5(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 1, 2, 4, 5)
+    record = json.loads((train(tmp_path / "apart", "on_nonfinite=skip", "trainer.max_skipped=2") / "run.json").read_text())
+    assert (record["skipped"], record["status"]) == (4, "finished")
+    with pytest.raises(NonFiniteError, match=r"at step 2: .*1 updates in a row were skipped before it \(trainer\.max_skipped\)") as caught:
+        train(tmp_path / "run", "on_nonfinite=skip", "trainer.max_skipped=1")
+    assert caught.value.exit_code == 5
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["skipped"], record["exit_code"]) == (1, 5)
+
+
+def test_a_run_that_stops_names_the_samples_of_the_forward_pass_that_gave_no_number(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        seen = note_updates(patch)
+        train(tmp_path / "usual", "trainer.max_steps=4", "trainer.micro_batch_size=2")
+    bad = seen[3]["samples"][5]
+    spoil(monkeypatch, 4, sample=bad)
+    with pytest.raises(NonFiniteError, match="the loss is not finite at step 4: loss nan, gradient norm nan, lr ") as caught:
+        train(tmp_path / "run", "trainer.micro_batch_size=2")
+    named = json.loads(caught.value.what.rpartition("samples ")[2])
+    assert bad in named
+    assert len(named) == 2
+    assert "last good checkpoint: " in str(caught.value.fix)
+    assert "step-00000003" in str(caught.value.fix)
+    assert "on_nonfinite=skip" in str(caught.value.fix)
+    assert len(caught.value.screen().splitlines()) <= 6
+
+
+class Scaled:
+    """A loss scaler as fp16 has one, on a CPU that has none: it finds what is not finite, and counts what it is asked."""
+
+    def __init__(self, real: torch.amp.GradScaler) -> None:
+        self.real = real
+        self.scales: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def update(self) -> None:
+        self.real.update()
+        self.scales.append(float(self.real.get_scale()))
+
+
+def test_with_a_scaler_an_infinite_gradient_is_its_own_to_skip_and_a_loss_that_is_none_is_ours(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under fp16, which no CPU trains in. The scaler halves its scale at both, and goes on."""
+    scaler = Scaled(torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000))
+    real = trainer.Trainer._prepare
+
+    def prepare(self: trainer.Trainer, phase: Any) -> Any:
+        accelerator = self.runtime.accelerator
+        call, adamw = real(self, phase)
+        accelerator.scaler = adamw.scaler = scaler
+        monkeypatch.setattr(accelerator, "unscale_gradients", lambda optimizer=None: scaler.unscale_(self._inner(adamw)))
+        adamw._accelerate_step_called = False
+        adamw._optimizer_original_step_method = adamw.optimizer.step
+        adamw._optimizer_patched_step_method = adamw.optimizer.step
+        return call, adamw
+
+    monkeypatch.setattr(trainer.Trainer, "_prepare", prepare)
+    spoil(monkeypatch, 2, what="gradient")
+    spoil(monkeypatch, 4, what="loss")
+    seen = note_updates(monkeypatch, state=True)
+    run = train(tmp_path / "run", *SKIP)
+    still = [all(torch.equal(value, note["after"][name]) for name, value in note["before"].items()) for note in seen]
+    assert still == [False, True, False, True, False, False]
+    assert scaler.scales == [1024.0, 512.0, 512.0, 256.0, 256.0, 256.0]
+    assert json.loads((run / "run.json").read_text())["skipped"] == 1
+    assert [line["skipped"] for line in lines(run)] == [0, 0, 0, 1, 1, 1]
+
+
+# --- several processes --------------------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import json, math, os, signal, sys
+from llmtrain import trainer
+from llmtrain.cli import main
+
+rank, real = os.environ["RANK"], trainer.Trainer._update
+
+def update(self, batches):
+    with open(f"updates-{rank}.jsonl", "a") as file:
+        print(json.dumps({"step": self.state.step + 1, "samples": [s for b in batches for s in b.samples if b.real]}), file=file)
+    hook = None
+    if rank == "1" and self.state.step + 1 == int(os.environ["SPOILT"]):  # on this process alone
+        learner = self.runtime.accelerator.unwrap_model(self._call)
+        hook = learner.register_forward_hook(lambda module, inputs, output: {t: v * math.nan for t, v in output.items()})
+    done = real(self, batches)
+    if hook is not None:
+        hook.remove()
+    if rank == "1" and self.state.step == int(os.environ["STOP"]):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return done
+
+trainer.Trainer._update = update
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def on_two(folder: Path, *overrides: str, cwd: Path, stop: int = 0, spoilt: int = 0) -> subprocess.CompletedProcess[str]:
+    """A tiny run on two processes, of which the second is signalled after an update, or finds no number in one."""
+    (cwd / "elsewhere.py").write_text(ELSEWHERE)
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "elsewhere.py", "pretrain"]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "STOP": str(stop), "SPOILT": str(spoilt), "LLMTRAIN_ALLOCATOR": "system"}
+    typed = [*tiny(*overrides), f"output_dir={folder}"]
+    return subprocess.run([*command, *typed], capture_output=True, text=True, timeout=300, cwd=cwd, env=environment, check=False)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """As a signal would."""
+    real = Progress.on_step
+
+    def on_step(self: Progress, run: Any, state: Any, done: Any) -> None:
+        real(self, run, state, done)
+        if state.step == step:
+            run.runtime.signalled.set()
+
+    monkeypatch.setattr(Progress, "on_step", on_step)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", [1, 2])
+def test_e17_r10_on_another_number_of_processes_the_same_samples_give_the_same_losses_and_all_processes_skip_together(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], first: int
+) -> None:
+    asked = (*SKIP, "objective.packing=false")
+    with monkeypatch.context() as patch:
+        spoil(patch, 5)
+        seen = note_updates(patch)
+        unbroken = train(tmp_path / "unbroken", *asked)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        spoil(patch, 5)
+        alone = note_updates(patch)
+        if first == 1:
+            stop_after(patch, 3)
+            with pytest.raises(Stopped):
+                train(run, *asked)
+            done = on_two(run, *asked, cwd=tmp_path, spoilt=5)
+            assert done.returncode == 0, done.stderr
+            said = done.stdout
+        else:
+            done = on_two(run, *asked, cwd=tmp_path, stop=3)
+            assert "stopped by a signal after step 3" in done.stderr
+            capfd.readouterr()
+            train(run, *asked, "devices=1")
+            said = capfd.readouterr().out
+    each = [json.loads(line) for path in sorted(tmp_path.glob("updates-*.jsonl")) for line in path.read_text().splitlines()]
+    assert len(each) == 6  # three updates of two processes
+    both = {n: sorted(s for part in each if part["step"] == n for s in part["samples"]) for n in {part["step"] for part in each}}
+    assert {**{note["step"]: note["samples"] for note in alone}, **both} == {note["step"]: note["samples"] for note in seen}
+    assert said.count("not bitwise from step 3 on: ") == 1
+    assert f"devices was {first} and is {3 - first}" in said
+    expected, found = lines(unbroken), lines(run)
+    assert [line["skipped"] for line in found] == [line["skipped"] for line in expected] == [0, 0, 0, 0, 1, 1]
+    for a, b in zip(expected, found, strict=True):
+        assert b.get("loss_next_token") == (None if a["step"] == 5 else pytest.approx(a["loss_next_token"], rel=1e-6))
+        assert b["lr"] == a["lr"]
+
+
+def test_e17_a_batch_that_the_new_number_of_processes_does_not_divide_is_refused_with_2(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            train(tmp_path / "run")
+    with pytest.raises(ConfigError, match="not a multiple of 3 processes") as caught:
+        train(tmp_path / "run", "devices=3")
+    assert (caught.value.exit_code, caught.value.allowed) == (2, "trainer.batch_size=6 or trainer.batch_size=12")
+
+
+# --- sudden rises -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("usual", [3.0, 0.02])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_rise_that_lasts_is_found_at_its_third_update_and_held_against_what_was_usual(usual: float, seed: int) -> None:
+    noisy = usual * np.exp(0.03 * np.random.default_rng(seed).standard_normal(103))
+    losses = [*noisy[:100], *(3 * noisy[100:])]
+    assert trainer.usual_before(losses) == pytest.approx(usual, rel=0.03)
+    assert trainer.usual_before(losses[:-1]) is None
+
+
+ORDINARY = {
+    "noise": lambda draw: 3 + 0.3 * draw.standard_normal(3000),
+    "of a task nearly learned": lambda draw: np.exp(2 * draw.standard_normal(3000)),
+    "of small batches": lambda draw: draw.exponential(size=3000),
+    "of squared errors": lambda draw: draw.standard_normal(3000) ** 2,
+    "of a few hard examples": lambda draw: np.where(draw.random(3000) < 0.02, 1.0, 0.01 * np.exp(0.3 * draw.standard_normal(3000))),
+    "exactly 0 but for a few": lambda draw: np.where(draw.random(3000) < 0.02, 1.0, 0.0),
+    "that falls": lambda draw: 3 + 7 * np.exp(-np.arange(3000) / 50) + 0.1 * draw.standard_normal(3000),
+    "that climbs slowly": lambda draw: 3 + np.arange(3000) / 3000 + 0.1 * draw.standard_normal(3000),
+    "that becomes 0": lambda draw: np.maximum(0.0, 1 - np.arange(3000) / 1000),
+}
+
+
+@pytest.mark.parametrize("kind", ORDINARY)
+def test_an_ordinary_course_of_losses_raises_no_alarm_from_its_first_step_on(kind: str) -> None:
+    losses = ORDINARY[kind](np.random.default_rng(0)).tolist()
+    assert [i for i in range(1, len(losses)) if trainer.usual_before(losses[max(0, i - 103) : i]) is not None] == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 22])
+def test_before_there_are_enough_losses_nothing_is_a_rise(count: int) -> None:
+    assert trainer.usual_before([1.0] * (count - 3) + [9.0] * 3) is None
+    assert trainer.usual_before([9.0] * count) is None
+
+
+RISING = ("trainer.max_steps=40", "trainer.log_every_steps=40", "evaluation.every_steps=null", "checkpoint.every_steps=null", "schedule=constant")
+
+
+def rise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From update 29 on the loss is five times what it was."""
+    real = trainer.Trainer._update
+
+    def update(self: trainer.Trainer, batches: Any) -> Any:
+        if self.state.step < 28:
+            return real(self, batches)
+        hook = self._call.register_forward_hook(lambda module, inputs, output: {t: v * 5 for t, v in output.items()})  # type: ignore[attr-defined]
+        try:
+            return real(self, batches)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(trainer.Trainer, "_update", update)
+
+
+def warned(run: Path) -> list[str]:
+    found: list[str] = json.loads((run / "run.json").read_text())["warnings"]
+    return found
+
+
+def test_a_rise_of_the_loss_is_said_once_and_looking_for_it_changes_no_bit(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rise(monkeypatch)
+    run, quiet = train(tmp_path / "run", *RISING), train(tmp_path / "quiet", *RISING, "trainer.spike_window=null")
+    (said,) = warned(run)
+    assert said.startswith("loss ")
+    assert " at step 31 is " in said
+    assert "(window: the median of 28 updates; the last 3 all stand out)" in said
+    assert warned(quiet) == []
+    assert outcome(run) == outcome(quiet)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("stop", "told"), [(29, "after"), (33, "before")])
+def test_a_rise_is_said_once_also_where_the_run_was_stopped_in_the_middle_of_it(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, told: str
+) -> None:
+    rise(monkeypatch)
+    with monkeypatch.context() as patch:
+        stop_after(patch, stop)
+        with pytest.raises(Stopped):
+            train(tmp_path / "run", *RISING)
+    found = {"before": warned(tmp_path / "run"), "after": warned(train(tmp_path / "run", *RISING))}
+    assert [" at step 31 is " in said for said in found.pop(told)] == [True]
+    assert list(found.values()) == [[]]
+
+
+@pytest.mark.parametrize("change", [{"max_skipped": 0}, {"spike_window": 19}])
+def test_limits_that_mean_nothing_are_refused(change: dict[str, int]) -> None:
+    with pytest.raises(SettingError):
+        dataclasses.replace(SETTINGS, **change)
 
 
 @pytest.mark.gpu

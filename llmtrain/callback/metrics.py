@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmtrain import files, runtime
 from llmtrain.callback.base import Callback, Run, Step
+from llmtrain.errors import require
 
 if TYPE_CHECKING:
     from llmtrain.state import RunState
@@ -23,12 +26,16 @@ class Metrics(Callback):
 
     file: str
 
+    def __post_init__(self) -> None:
+        ok = runtime.NAME.fullmatch(self.file) is not None and self.file.endswith(".jsonl") and self.file != "predictions.jsonl"
+        require(ok, "file", self.file, "a name of a file that ends in .jsonl: letters, digits, '.', '_' or '-'")
+
     def on_start(self, run: Run, state: RunState) -> None:
         """Forget the records after the step resumed from: they will be written again."""
         if run.runtime.main:
             path = run.folder / self.file
-            kept = [line for line in _lines(path) if json.loads(line)["step"] <= state.step] if state.step else []
-            path.write_text("".join(kept))
+            kept = [line for line in _lines(path) if _step(line) <= state.step] if state.step else []
+            files.replace(path, "".join(kept).encode())
 
     def on_step(self, run: Run, state: RunState, step: Step) -> None:
         if step.record is not None:
@@ -45,5 +52,13 @@ class Metrics(Callback):
 
 def _lines(path: Path) -> list[str]:
     """The whole lines of a file: a kill can leave half of one at the end."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
     return [line for line in lines if line.endswith("\n")]
+
+
+def _step(line: str) -> float:
+    """The step of a record; of a line that is none, beyond all steps."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return math.inf

@@ -168,7 +168,7 @@ class Settings:
 
     @property
     def runs(self) -> Path:
-        return Path(self.output_dir or "runs").expanduser()
+        return files.expanded(self.output_dir or "runs")
 
 
 @dataclass(frozen=True)
@@ -653,7 +653,7 @@ def _cache_folder() -> Path:
 
 def _hub_folder() -> Path:
     home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    return files.expanded(os.environ.get("HF_HUB_CACHE") or f"{home}/hub")
 
 
 _FOLDERS: dict[str, Callable[[Settings], Path]] = {  # later ones win where two are the same
@@ -697,7 +697,7 @@ def open_files(_: Visit) -> Iterator[Finding]:
 
 def secrets(_: Visit) -> Iterator[Finding]:
     found = [name for name in SECRETS if os.environ.get(name)]
-    token = Path(os.environ.get("HF_TOKEN_PATH") or _hub_folder().parent / "token").expanduser().is_file()
+    token = files.expanded(os.environ.get("HF_TOKEN_PATH") or _hub_folder().parent / "token").is_file()
     text = f"secrets that are set: {', '.join(found)}" if found else f"no secret is set ({', '.join(SECRETS[:3])}, …)"
     yield good(f"{text}; {'a' if token else 'no'} token file of the hub", set=found, hub_token_file=token)
 

@@ -16,7 +16,7 @@ from llmtrain import files, runtime
 from llmtrain.command import train
 from llmtrain.config import Composed, build, parse, read_yaml
 from llmtrain.data.base import SPLITS, Data
-from llmtrain.errors import CheckpointError, ConfigError, DataError, require
+from llmtrain.errors import CheckpointError, ConfigError, DataError, printable, require
 from llmtrain.model.base import Model
 from llmtrain.objective.base import Objective, Totals
 
@@ -78,7 +78,7 @@ def command(composed: Composed, overrides: list[str]) -> int:
     for line in composed.notes:
         print(f"note: {line}")
     for name, section in inherited(overrides).items():
-        print(f"{name} as in the run: {section['kind']}")
+        print(printable(f"{name} as in the run: {section.get('kind')}"))
     model, objective, data = build(config.model, Model, "model"), build(config.objective, Objective, "objective"), build(config.data, Data, "data")
     if model.tokenizer_path is None:
         raise ConfigError("evaluate needs weights that exist", fix="model=checkpoint model.checkpoint=FOLDER")
@@ -109,7 +109,7 @@ def inherited(overrides: list[str]) -> dict[str, Any]:
     given = {override.key_or_group: override.value() for override in parse(overrides)}
     checkpoint = str(given.get("model.checkpoint", "newest"))
     try:
-        path = (runtime.newest_run() if checkpoint == "newest" else Path(checkpoint).expanduser()) / "config.yaml"
+        path = (runtime.newest_run() if checkpoint == "newest" else files.expanded(checkpoint)) / "config.yaml"
     except CheckpointError:  # help and --cfg job do without; the command itself will say so
         return {}
     if not path.is_file():

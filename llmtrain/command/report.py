@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from llmtrain.config import Composed, build
 from llmtrain.errors import ConfigError, require
+from llmtrain.files import expanded
 from llmtrain.report.files import write
 
 TAKES_WORDS = True  # cli.py asks: the words are paths
@@ -43,8 +44,8 @@ def command(composed: Composed, overrides: list[str], words: list[str]) -> int:
     settings = build(OmegaConf.create({k: v for k, v in composed.config.items_ex(resolve=False) if k != "experiment"}), Settings, "")
     for line in composed.notes:
         print(f"note: {line}", file=sys.stderr)
-    paths = [Path(word).expanduser() for word in words] or [newest_sweep()]
-    write(paths, None if settings.output is None else Path(settings.output).expanduser(), settings.metric, settings.reference)
+    paths = [expanded(word) for word in words] or [newest_sweep()]
+    write(paths, None if settings.output is None else expanded(settings.output), settings.metric, settings.reference)
     return 0
 
 

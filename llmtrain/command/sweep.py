@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from llmtrain import files, runtime
+from llmtrain import files, processes, runtime
 from llmtrain.command import train
 from llmtrain.config import Composed, Typed, build, compose, multirun
 from llmtrain.errors import CheckpointError, ConfigError, LLMTrainError, Stopped, printable, shown
@@ -30,7 +30,7 @@ from llmtrain.launcher.base import Handle, Job, Launcher, Start
 from llmtrain.report import files as report
 from llmtrain.sweep import plan as plans
 from llmtrain.sweep.base import Point, Search, Space, Sweep
-from llmtrain.sweep.book import Book, Entry, Status
+from llmtrain.sweep.book import FILE, Book, Entry, Status
 from llmtrain.sweep.running import carry_out
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def command(composed: Composed, overrides: list[str], words: list[str]) -> int:
         raise CheckpointError(f"sweep {action} {names[0]}: no such sweep", allowed=known, fix="the name of a folder below runs/sweep, or a path")
     if action == "status":
         return _status(runtime.make_console(), book)
+    if not {"verb", "overrides"} <= book.about.keys():
+        raise CheckpointError(f"{book.folder / FILE} does not say what the sweep is", fix="give the command that started it")
     folder = book.about.get("config_dir")
     return sweep(str(book.about["verb"]), list(book.about["overrides"]), Path(folder) if folder else None)
 
@@ -246,10 +248,10 @@ def _book(found: Plan, retry_failed: bool) -> Book:
         raise ConfigError(
             f"{found.folder} is another sweep: it has {len(gone)} members that this one has not, such as {gone[0]}", fix="name=NAME starts this one elsewhere"
         )
-    elif found.sweep.adaptive and book.about["sweep"]["kind"] != found.about["sweep"]["kind"]:
-        raise ConfigError(f"{found.folder} is another sweep: sweep={book.about['sweep']['kind']}", fix="name=NAME starts this one elsewhere")
+    elif found.sweep.adaptive and (kind := book.about.get("sweep", {}).get("kind")) != found.about["sweep"]["kind"]:
+        raise ConfigError(f"{found.folder} is another sweep: sweep={kind}", fix="name=NAME starts this one elsewhere")
     notes = list(dict.fromkeys([*found.notes, *found.plan.notes]))
-    book.about = {**found.about, "started": book.about["started"], "plan": book.about.get("plan") or {}, "notes": notes}
+    book.about = {**found.about, "started": book.about.get("started", found.about["started"]), "plan": book.about.get("plan") or {}, "notes": notes}
     known = {one.name: book.entries.get(one.name) or _entry(one) for one in found.plan.members}
     book.entries = known or book.entries
     for entry in book.entries.values():
@@ -274,9 +276,18 @@ def _looked_at(book: Book, entry: Entry, retry_failed: bool) -> None:
 def _record(folder: Path) -> dict[str, Any]:
     """run.json of a member; empty where there is none that can be read."""
     try:
-        return dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _result(record: dict[str, Any]) -> tuple[str, float | None]:
+    """The metric that decided in a run, and its value; what is no such thing in the record is left out."""
+    best, validation = record.get("best"), record.get("validation")
+    name = str(best.get("metric", "loss")) if isinstance(best, dict) else "loss"
+    value = validation.get(name) if isinstance(validation, dict) else None
+    return name, value if isinstance(value, float) else None
 
 
 # --- running ------------------------------------------------------------------------------------------------------
@@ -409,21 +420,21 @@ def _begin(found: Plan, book: Book, entry: Entry, start: Start) -> Handle:
 
 def member(verb: str, config: dict[str, Any], overrides: list[str], folder: str) -> int:
     """One member, in its own process. What went wrong is left in its folder, for the sweep that started it."""
-    runtime.results(Path(folder))  # of an earlier start
+    processes.results(Path(folder))  # of an earlier start
     try:
         return train.start(Composed(OmegaConf.create(config)), overrides, verb)
     except LLMTrainError as error:
-        runtime.leave_result(Path(folder), 0, error)
+        processes.leave_result(Path(folder), 0, error)
         raise
     except Exception as error:
         first = (str(error).strip().splitlines() or ["no message"])[0][:300]
-        runtime.leave_result(Path(folder), 0, LLMTrainError(f"{type(error).__name__}: {first}"))
+        processes.leave_result(Path(folder), 0, LLMTrainError(f"{type(error).__name__}: {first}"))
         raise
 
 
 def _settle(book: Book, entry: Entry, code: int, pruned: bool) -> None:
     """Write down how a member ended."""
-    left = runtime.results(book.home(entry))
+    left = processes.results(book.home(entry))
     screen = left[0][1] if left else str(_record(book.home(entry)).get("error") or "")
     first = printable(screen.splitlines()[0].removeprefix("error: ")) if screen else ""
     if code == 0:
@@ -471,7 +482,7 @@ def _together(found: Plan, book: Book, entries: list[Entry], start: Start, event
     code, said = _followed(handle, folder, event, console, lambda content: _decided(book, entries, keys, content, found, console))
     if event.is_set():
         return
-    left = runtime.results(folder)
+    left = processes.results(folder)
     if code and not said:
         raise _as_error(code, left[0][1] if left else f"error: the shared pass ended with exit code {code}\nfix: {folder / LOG} shows why")
     if code:
@@ -511,7 +522,7 @@ def _followed(handle: Handle, folder: Path, event: threading.Event, console: Con
 def _json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
@@ -564,12 +575,12 @@ def survey(folder: str, verb: str, wanted: list[tuple[str, dict[str, Any], int]]
         wanted: (kind, config, how many members are of it).
     """
     home, event = Path(folder), threading.Event()
-    runtime.results(home)
+    processes.results(home)
     try:
         with runtime.stopping_on_signals(event):
             _survey(home, verb, wanted, event)
     except LLMTrainError as error:
-        runtime.leave_result(home, 0, error)
+        processes.leave_result(home, 0, error)
         raise
     return Stopped.exit_code if event.is_set() else 0
 
@@ -670,10 +681,8 @@ class _Screen:
         self.done += 1
         count = f"[{self.done}{f'/{self.total}' if self.total is not None else ''}]"
         if entry.status is Status.finished:
-            record = _record(self.book.home(entry))
-            name = record.get("best", {}).get("metric", "loss")
-            value = record.get("validation", {}).get(name)
-            number = f"{name.replace('_', ' ')} {value:.4g}, " if isinstance(value, int | float) else ""
+            name, value = _result(_record(self.book.home(entry)))
+            number = f"{name.replace('_', ' ')} {value:.4g}, " if value is not None else ""
             self.console.print(f"{count} {entry.name}: {number}{_duration(entry.seconds)}", soft_wrap=True)
         else:
             style = "red" if entry.status is Status.failed else "yellow"
@@ -727,7 +736,7 @@ def _list(console: Console) -> int:
     books = [book for path in Path("runs/sweep").glob("*/sweep.json") if (book := _opened(path.parent)) is not None]
     for book in sorted(books, key=lambda book: str(book.about.get("started"))):
         counts = ", ".join(f"{len(book.with_status(status))} {status.value}" for status in Status if book.with_status(status))
-        console.print(f"{book.folder}  {book.about.get('started')}  {counts}", soft_wrap=True)
+        console.print(printable(f"{book.folder}  {book.about.get('started')}  {counts}"), soft_wrap=True)
     if not books:
         console.print("no sweep below runs/sweep yet; `llmtrain finetune -m finetune=features,last_layers,full seed=0,1,2` makes one")
     return 0
@@ -749,12 +758,10 @@ def _status(console: Console, book: Book) -> int:
     for name in ("member", "status", "result", "time", ""):
         grid.add_column(name, overflow="fold")
     for entry in book.entries.values():
-        record = _record(book.home(entry))
-        metric = record.get("best", {}).get("metric")
-        value = record.get("validation", {}).get(metric)
-        result = f"{value:.4g}" if entry.status is Status.finished and isinstance(value, int | float) else ""
+        _, value = _result(_record(book.home(entry)))
+        result = f"{value:.4g}" if entry.status is Status.finished and value is not None else ""
         seconds = _duration(entry.seconds) if entry.seconds else ""
         grid.add_row(printable(entry.name), entry.status.value, result, seconds, printable(entry.reason))
     console.print(grid)
-    console.print(book.about["command"], soft_wrap=True)
+    console.print(printable(book.about.get("command", "")), soft_wrap=True)
     return 1 if book.with_status(Status.failed) else 0

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
 import platform
+import re
+import stat
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 import llmtrain
-from llmtrain import cache, checkpoint, files, runtime
+from llmtrain import cache, checkpoint, files, processes, runtime
 from llmtrain.callback.base import Callback
-from llmtrain.config import Composed, build, check_keys, masked, read_yaml
+from llmtrain.config import Composed, build, check_keys, did_you_mean, masked, read_yaml
 from llmtrain.data.base import Data, Target
 from llmtrain.data.tokenizer import TOKENS, TRAINED, TokenizerSettings
-from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError, LLMTrainError, Stopped, printable
+from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError, DistributedError, LLMTrainError, Stopped, printable, shown
 from llmtrain.finetune.base import Finetune, Phase
+from llmtrain.machine import doubts
 from llmtrain.model.base import Attention, Combine, Head, HeadKind, Model, Outputs, Pooling, no_separation
 from llmtrain.objective.base import IGNORED, Direction, Objective, Totals
 from llmtrain.optimizer import Optimizer
@@ -44,14 +48,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llmtrain")
 
-# Keys that a resume may change: they say how long and how often, not what is learned.
+# Keys that a resume may change: they say where, how long and how often, not what is learned.
 FREE = (
-    "name", "output_dir", "resume", "devices", "threads", "distributed", "callback", "evaluation", "checkpoint", "data.num_workers",
+    "name", "output_dir", "resume", "device", "devices", "threads", "distributed", "callback", "evaluation", "checkpoint", "data.num_workers",
     "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.log_every_steps", "trainer.micro_batch_size",
-    "finetune.lr", "finetune.epochs", "finetune.batch_size", "finetune.weight_decay", "cache", "derived.total_steps", "derived.total_tokens",
+    "trainer.max_skipped", "trainer.spike_window", "on_nonfinite", "allow_change",
+    "finetune.lr", "finetune.epochs", "finetune.batch_size", "finetune.weight_decay", "cache",
+    "derived.total_steps", "derived.total_tokens", "derived.versions",
 )  # fmt: skip
 # Of these, the ones that change the bits all the same.
-BITS = ("cache.use", "cache.dtype", "devices", "threads", "trainer.micro_batch_size", "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens")
+BITS = (
+    "cache.use", "cache.dtype", "device", "devices", "distributed.strategy", "threads", "derived.versions",
+    "trainer.micro_batch_size", "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens",
+)  # fmt: skip
+# What the run found out, and the sections that it may follow from: who allows a change there allows this one.
+FOLLOWS = {
+    "derived.train_data": ("data", "objective"),
+    "derived.train_sequences": ("data", "objective"),
+    "derived.tokenizer": (),
+    "derived.vocabulary": (),
+    "derived.base": (),
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,8 @@ def parts(config: DictConfig) -> Parts:
     named = {f.name for f in dataclasses.fields(Parts)} - {"runtime", "callbacks", "cache"}
     check_keys(config, own | named | {"callback", "experiment", "cache"}, named | {"callback"})
     top = OmegaConf.create({name: config._get_node(name) for name in own if name in config}, parent=None)
+    settings = build(top, runtime.Settings, "")
+    refuse_unknown_changes(settings.allow_change, config)
     bases: dict[str, type[Any]] = {
         "model": Model,
         "objective": Objective,
@@ -98,9 +117,18 @@ def parts(config: DictConfig) -> Parts:
     kept = build(config.cache, cache.Settings, "cache") if "cache" in config else None  # finetuning alone has one
     built = {name: build(config[name], base, name) for name, base in bases.items()}
     callbacks = [build(node, Callback, f"callback.{name}") for name, node in config.callback.items()]
-    found = Parts(runtime=build(top, runtime.Settings, ""), callbacks=callbacks, cache=kept, **built)
+    found = Parts(runtime=settings, callbacks=callbacks, cache=kept, **built)
     check(found)
     return found
+
+
+def refuse_unknown_changes(allowed: list[str], config: DictConfig) -> None:
+    """Refuse keys in `allow_change` that no config has."""
+    keys = list(_flat(OmegaConf.to_container(config, resolve=False)))
+    for wanted in allowed:
+        if wanted not in FOLLOWS and not any(_within(key, (wanted,)) for key in keys):
+            fix = did_you_mean(wanted, [*keys, *dict.fromkeys(key.split(".")[0] for key in keys)])
+            raise ConfigError(f"allow_change={wanted}: no such key", allowed="keys of the config, or sections such as optimizer", fix=fix)
 
 
 def check(parts: Parts) -> None:
@@ -109,6 +137,11 @@ def check(parts: Parts) -> None:
     if parts.evaluation.best_metric not in (None, *metrics):
         raise ConfigError(f"evaluation.best_metric={parts.evaluation.best_metric}: the objective has no such metric", allowed=", ".join(metrics))
     parts.trainer.micro_size(parts.runtime.processes)
+    given = os.environ["WORLD_SIZE"] if runtime.in_worker() else ""
+    world = int(given) if given.isdigit() else parts.runtime.processes
+    runtime.refuse_undividable(parts.runtime, parts.runtime.device, parts.runtime.precision, world)
+    if parts.trainer.compile and world > 1 and parts.runtime.distributed.strategy is runtime.Strategy.fsdp:
+        raise ConfigError("trainer.compile=true with distributed.strategy=fsdp: nobody has tried the two together", fix="one of the two")
     if parts.tokenizer.path is None and parts.model.tokenizer_path is None:  # else the tokenizer is loaded, and asked then
         trained = parts.tokenizer.trained(parts.model.tokenizer_algorithm)
         lacking = [TOKENS[name] for name in parts.objective.tokens if name not in TRAINED[trained]]
@@ -199,8 +232,10 @@ def without_effect(parts: Parts, given: set[str]) -> list[str]:
         found |= {f"{name}.{key}": why for key, why in getattr(parts, name).without_effect().items()}
     if parts.tokenizer.path is not None or parts.model.tokenizer_path is not None:
         found |= dict.fromkeys(("tokenizer.vocab_size", "tokenizer.algorithm"), "the tokenizer is loaded, not trained")
-    if parts.runtime.processes == 1:
-        found["distributed.timeout_s"] = "there is one process"
+    if parts.runtime.on_nonfinite is runtime.OnNonfinite.stop:
+        found["trainer.max_skipped"] = "on_nonfinite=stop"
+    if parts.runtime.processes == 1 and not runtime.in_worker():
+        found |= dict.fromkeys(("distributed.timeout_s", "distributed.strategy"), "there is one process")
     if parts.model.tokenizer_path is None:
         found["tokenizer.resize"] = "a model that starts from nothing is made to fit its tokenizer"
     if parts.objective.head is not Head.task:
@@ -223,7 +258,8 @@ def without_effect(parts: Parts, given: set[str]) -> list[str]:
         found |= {"finetune.epochs": "another budget is given"} if given & {f"trainer.{n}" for n in ("max_steps", "max_epochs", "max_tokens")} else {}
     if parts.cache is not None and parts.cache.use is cache.Use.never:
         found |= dict.fromkeys(("cache.max_gb", "cache.dtype"), "cache.use=never")
-    return [f"{key} has no effect: {why}" for key, why in found.items() if key in given]
+    free = [f"allow_change={key} has no effect: a resume may change it anyway" for key in parts.runtime.allow_change if _within(key, FREE)]
+    return [f"{key} has no effect: {why}" for key, why in found.items() if key in given] + free
 
 
 def advice(parts: Parts) -> list[str]:
@@ -236,7 +272,9 @@ def advice(parts: Parts) -> list[str]:
 
 # --- where it runs ------------------------------------------------------------------------------------------------
 
+BEGINNINGS = (".lock", ".config.yaml", runtime.OUTPUT)  # what is in a run's folder before it is a run
 INVOCATION = ".invocation.yaml"  # the config of the command that is running, for the processes it starts
+WORKER = (sys.executable, "-m", "llmtrain.worker")
 
 
 def start(composed: Composed, overrides: list[str], verb: str) -> int:
@@ -244,7 +282,7 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
     built = parts(composed.config)
     notes = composed.notes + without_effect(built, composed.given) + advice(built)
     if runtime.in_worker():
-        return _start_as_rank(composed.config, overrides, verb, built.runtime)
+        return _start_as_rank(composed.config, overrides, verb, built.runtime, notes)
     for line in notes:
         print(f"note: {line}")
     name_newest(composed.config, verb, continued(built.runtime))
@@ -255,59 +293,149 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
     with runtime.locked(folder):
         write_config(folder, composed.config, overrides)
         if built.runtime.processes > 1:
-            files.write(folder / INVOCATION, OmegaConf.to_yaml(composed.config).encode())
-            return runtime.launch(folder, verb, built.runtime)
-        run(composed.config, verb, folder)
+            _start_ranks(composed.config, verb, folder, built.runtime)
+        else:
+            run(composed.config, verb, folder)
     return 0
 
 
-def _start_as_rank(config: DictConfig, overrides: list[str], verb: str, settings: runtime.Settings) -> int:
-    """One of several processes that torchrun or `accelerate launch` started: the main one decides the folder."""
-    rank, shared = int(os.environ["RANK"]), runtime.rendezvous(settings)
+def _start_ranks(config: DictConfig, verb: str, folder: Path, settings: runtime.Settings) -> None:
+    """Run as several processes of this machine.
+
+    Raises:
+        LLMTrainError: what went wrong, on whichever of them; run.json says the same.
+    """
+    files.write(folder / INVOCATION, OmegaConf.to_yaml(config).encode())
+    with runtime.path_of_its_own():
+        environment = {**os.environ}
+    environment.setdefault("OMP_NUM_THREADS", str(runtime.decide_threads(settings.threads, settings.processes)))
+    began = time.time()
+    try:
+        processes.launch([*WORKER, str(folder), verb], settings.processes, folder, environment, settings.distributed.timeout_s)
+    except LLMTrainError as error:
+        _correct(folder, error, began)
+        raise
+
+
+def _start_as_rank(config: DictConfig, overrides: list[str], verb: str, settings: runtime.Settings, notes: list[str]) -> int:
+    """One of several processes that torchrun, `accelerate launch` or srun started: the main one decides the folder."""
+    share, gather = runtime.rendezvous(settings)
+    rank = int(os.environ["RANK"])
     said: tuple[Path | None, str | None, LLMTrainError | None] = (None, None, None)
-    lock = contextlib.ExitStack()
-    if rank == 0:
-        try:
-            name_newest(config, verb, continued(settings))
-            folder = run_folder(verb, settings)
-            lock.enter_context(runtime.locked(folder))
-            write_config(folder, config, overrides)
-            said = (folder, config.model.get("checkpoint"), None)
-        except LLMTrainError as error:
-            said = (None, None, error)
-    folder_or_none, newest, error_or_none = shared(said)
-    if newest is not None:
-        config.model.checkpoint = newest  # what the main process found; the others did not look
-    with lock:
-        if error_or_none is not None or folder_or_none is None:
-            if rank == 0 and error_or_none is not None:
-                print(error_or_none.screen(), file=sys.stderr)
-            return error_or_none.exit_code if error_or_none else 1
-        return run_as_rank(config, verb, folder_or_none)
+    try:
+        with contextlib.ExitStack() as lock:
+            error: LLMTrainError | None = different(gather, config) or _other_number(settings)
+            if rank == 0 and error is None:
+                for line in notes:
+                    print(f"note: {line}")
+                try:
+                    name_newest(config, verb, continued(settings))
+                    folder = run_folder(verb, settings)
+                    lock.enter_context(runtime.locked(folder))
+                    processes.results(folder)  # of an earlier start
+                    write_config(folder, config, overrides)
+                    said = (folder, config.model.get("checkpoint"), None)
+                except LLMTrainError as found:
+                    said = (None, None, found)
+            if error is None:
+                folder_or_none, newest, error = share(said)
+            if error is not None or folder_or_none is None:
+                error = error or LLMTrainError("the main process named no folder")
+                if rank == 0:
+                    print(error.screen(), file=sys.stderr)
+                return error.exit_code
+            if newest is not None:
+                config.model.checkpoint = newest  # what the main process found; the others did not look
+            return run_as_rank(config, verb, folder_or_none)
+    except RuntimeError as found:
+        kind = processes.lost(found)
+        if kind is processes.Lost.no:
+            raise
+        lost = processes.lost_contact(found, rank, kind)
+        if rank == 0:
+            print(lost.screen(), file=sys.stderr)
+        return lost.exit_code
+    finally:
+        runtime.leave_group()
+
+
+def _correct(folder: Path, error: LLMTrainError, began: float) -> None:
+    """Let run.json say how a run of several processes ended: rank 0 may have seen no more of it than that the others were gone."""
+    record = folder / "run.json"
+    with contextlib.suppress(LLMTrainError, OSError, ValueError):
+        if record.stat().st_mtime >= began:
+            status = {"status": "stopped" if isinstance(error, Stopped) else "failed", "exit_code": error.exit_code, "error": error.screen()}
+            files.write_json(record, {**json.loads(record.read_text(encoding="utf-8")), **status})
+
+
+def different(gather: Callable[[Any], list[Any]], config: DictConfig) -> ConfigError | None:
+    """An error where the processes of a run were given different configs, or are of different versions; the same on all of them."""
+    import torch
+
+    own = {**_texts(OmegaConf.to_container(config, resolve=False)), "the version of llmtrain": llmtrain.__version__, "the version of torch": torch.__version__}
+    if len(set(gather(hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()))) == 1:
+        return None
+    found = processes.differing(gather(own))
+    return ConfigError(f"the processes were given different configs: {'; '.join(found)}", fix="the same command on every node")
+
+
+def _texts(node: Any, prefix: str = "") -> dict[str, str]:
+    """Each value of a config under its whole key, as a message may show it."""
+    if isinstance(node, dict) and node:
+        return {key: value for name, part in node.items() for key, value in _texts(part, f"{prefix}.{name}" if prefix else str(name)).items()}
+    return {prefix: shown(masked(str(node)))}
+
+
+def _other_number(settings: runtime.Settings) -> ConfigError | None:
+    world = int(os.environ["WORLD_SIZE"])
+    if settings.devices in ("auto", str(world)):
+        return None
+    return ConfigError(f"devices={settings.devices}: the launcher started {world} processes", allowed=f"auto, {world}")
 
 
 def run_as_rank(config: DictConfig, verb: str, folder: Path) -> int:
-    """Train as one of several processes; the last word is left in the folder, for the command that started all."""
+    """Train as one of several processes. The last word is left for the command that started all; under another launcher it is printed once."""
     rank = int(os.environ.get("RANK", "0"))
+    home, began = os.environ.get(processes.MEETING), time.time()
     try:
-        run(config, verb, folder)
-    except LLMTrainError as error:
-        runtime.leave_result(folder, rank, error)
-        if rank == 0 and not runtime.launched_by_us():
-            print(error.screen(), file=sys.stderr)
-        return error.exit_code
-    except Exception as error:
-        traceback.print_exc()  # into torchrun.log where we started the processes
-        fault = LLMTrainError(
-            f"{type(error).__name__} on rank {rank}: {(str(error).splitlines() or ['no message'])[0][:300]}",
-            fix="this is a fault of llmtrain: torchrun.log in the run's folder shows where",
-        )
-        runtime.leave_result(folder, rank, fault)
-        return fault.exit_code
+        with runtime.stopping_at_once():
+            run(config, verb, folder)
+        if home is not None:
+            processes.leave_result(Path(home), rank, None)
+        return 0
+    except Exception as found:
+        error, kind = _named(found, folder, rank)
+        if home is not None:
+            processes.leave_result(Path(home), rank, error, kind)
+            return error.exit_code
+        counts = processes.say_once(folder, rank, error, kind)
+        if rank == 0:
+            _correct(folder, counts, began)
+        return counts.exit_code
     finally:
         runtime.leave_group()
-    runtime.leave_result(folder, rank, None)
-    return 0
+
+
+def _named(found: Exception, folder: Path, rank: int) -> tuple[LLMTrainError, processes.Lost]:
+    """An exception as one that has a screen, and whether it only says that other processes are not there. What is not ours is logged whole."""
+    if isinstance(found, LLMTrainError):
+        cause = found.__cause__ if isinstance(found, DistributedError) else None
+        kind = processes.lost(cause) if cause is not None else processes.Lost.no
+        if getattr(found, "__notes__", None):  # what happened in a process that reads data
+            _trace(folder, rank, found)
+        return found, kind
+    _trace(folder, rank, found)
+    kind = processes.lost(found)
+    if kind is not processes.Lost.no:
+        return processes.lost_contact(found, rank, kind), kind
+    first = (str(found).splitlines() or ["no message"])[0][:300]
+    fix = f"this is a fault of llmtrain: {folder / processes.LOG} shows where"
+    return LLMTrainError(f"{type(found).__name__} on rank {rank}: {first}", fix=fix), kind
+
+
+def _trace(folder: Path, rank: int, error: Exception) -> None:
+    with contextlib.suppress(OSError), (folder / processes.LOG).open("a", encoding="utf-8") as log:
+        log.write(f"rank {rank}:\n{''.join(traceback.format_exception(error))}")
 
 
 def name_newest(config: DictConfig, verb: str | None = None, folder: Path | None = None) -> None:
@@ -332,7 +460,7 @@ def name_newest(config: DictConfig, verb: str | None = None, folder: Path | None
 
 def run_of(checkpoint: str) -> dict[str, Any]:
     """The config of the run that a folder of weights is, or belongs to; nothing where it is of no run."""
-    folder = Path(checkpoint).expanduser()
+    folder = files.expanded(checkpoint)
     for path in (folder / "config.yaml", folder.parent / "config.yaml"):
         if path.is_file():
             found = read_yaml(path)
@@ -384,27 +512,46 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
     stored = _stored(folder)
     settings = _as_stored(built.runtime, stored)
     machine = runtime.start(settings, built.model.width)
-    with _recorded(machine, folder, verb) as record, runtime.logging_to(machine, folder), runtime.stopping_on_signals(machine.signalled):
+    with (
+        _recorded(machine, folder, verb) as record,
+        runtime.logging_to(machine, folder),
+        runtime.stopping_on_signals(machine.signalled, machine.begun, f"the same command with output_dir={folder} goes on from here"),
+        runtime.data_workers_named(),
+        files.told(folder),
+    ):
         resume = machine.broadcast(find_resume(folder, settings) if machine.main else None)
+        for line in doubts(folder) if machine.main else ():
+            log.warning("%s", line)
+        if resume is not None and machine.main:
+            warn_of_others(resume)
         ready = prepare(built, machine, folder, verb, resume)
         job, tokenizer, rows, anatomy = ready.job, ready.tokenizer, ready.rows, ready.anatomy
         with enough_memory(job):
             cut = _compute_once(ready, stored)
         resolved = _resolved(config, built, machine, job, tokenizer, cut)
         job.config = resolved
-        _settle(machine, folder, stored, resolved, resume)
+        changes = _settle(machine, folder, stored, resolved, resume, settings.allow_change)
         if resume and _already_complete(machine, job, resume):
             record.skip = True
             return
         _panel(built, machine, job, anatomy, folder, cut, verb)
+        machine.begun.set()
         with enough_memory(job):
-            state = job.fit()
+            job.forget_best = _measured_otherwise(stored, resolved)
+            job.restore()
+            _write_changes(machine, folder, stored, resolved, changes, job.state.step)
+            record.content["changes"] = resolved.get("changes", [])
+            try:
+                state = job.fit()
+            finally:
+                record.content["skipped"] = job.state.skipped
         record.content |= _results(built, machine, job, state, ready.started, anatomy, rows)
         best = built.checkpoint.export == "best" and state.best_step not in (None, state.step)
         if best:
             _take_best(built, machine, job, tokenizer, rows, folder)
         with enough_memory(job):
             judged = _judged(job, best)
+            job.gather()
         if machine.main:
             record.content["test"] = built.objective.metrics(judged["test"]) if "test" in judged else None
             _write_predictions(built.objective, judged, folder)
@@ -455,6 +602,8 @@ def find_resume(folder: Path, settings: runtime.Settings) -> Path | None:
     Raises:
         ConfigError, CheckpointError: a folder that is no run, a run that may not be continued, or none to continue.
     """
+    for place in (folder, folder / "checkpoints"):
+        files.recover(place)
     if settings.resume not in ("auto", "never", "must"):
         path = Path(settings.resume)
         if checkpoint.STEP.fullmatch(path.name) or (path / files.MANIFEST).is_file():
@@ -502,7 +651,7 @@ def continued(settings: runtime.Settings) -> Path | None:
         raise CheckpointError(f"resume=must: {folder or 'a new folder'} is not a run", fix="output_dir=FOLDER names the run; resume=auto starts one")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir={folder} is not a folder")
-    if folder is not None and not is_run and folder.is_dir() and any(not (p.name.startswith(".lock") or p.name == runtime.OUTPUT) for p in folder.iterdir()):
+    if folder is not None and not is_run and folder.is_dir() and any(not p.name.startswith(BEGINNINGS) for p in folder.iterdir()):
         raise ConfigError(f"output_dir={folder} is not empty and not a run", fix="name a new or empty folder: nothing of yours is overwritten")
     return folder if is_run else None
 
@@ -510,7 +659,7 @@ def continued(settings: runtime.Settings) -> Path | None:
 def write_config(folder: Path, config: DictConfig, overrides: list[str]) -> None:
     """config.yaml as composed, once: a run that was refused before it began leaves nothing to keep. overrides.txt: one invocation a line."""
     if not (folder / "resolved.yaml").is_file():
-        files.write(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
+        files.replace(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
     with (folder / "overrides.txt").open("a", encoding="utf-8") as file:
         file.write(" ".join(overrides) + "\n")
 
@@ -675,7 +824,7 @@ def _model(built: Parts, machine: Runtime, tokenizer: PreTrainedTokenizerBase, s
     from llmtrain.model.base import say_fresh
 
     # A copy: transformers writes the type that a model is built in into the config, where the type of the stored weights stands.
-    refuse_too_large(built.model.config(tokenizer), machine.device, built.objective.head)
+    refuse_too_large(built.model.config(tokenizer), machine.device, built.objective.head, machine.world if machine.sharded else 1)
     torch.manual_seed(key(seed, "init"))
     words = built.objective.asks_words
     added = _adds_task_tokens(built)
@@ -923,6 +1072,7 @@ def _trainer(
         frozen=lambda trainable: frozen_modules(anatomy, model, trainable),
         base=base,
         resume=resume,
+        blocks=[f"{anatomy.stack}.{i}" for i in range(anatomy.depth)],
     )
 
 
@@ -958,6 +1108,7 @@ def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, 
         content["cache"]["dtype"] = built.cache.stored_as(machine.precision.name)
         content["cache"]["use"] = "always" if cut is not None and cut.decision.use else "never"
     content["derived"] = {
+        "versions": versions(),
         "total_steps": job.total_steps,
         "total_tokens": job.total_tokens,
         "train_sequences": "+".join(str(len(stage.train)) for stage in job.stages) if len(job.stages) > 1 else len(job.stages[0].train),
@@ -970,33 +1121,139 @@ def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, 
     return content
 
 
-def _settle(machine: Runtime, folder: Path, stored: dict[str, Any] | None, resolved: dict[str, Any], resume: Path | None) -> None:
-    """Write resolved.yaml, once; a resume compares with it.
+def _settle(
+    machine: Runtime, folder: Path, stored: dict[str, Any] | None, resolved: dict[str, Any], resume: Path | None, allowed: list[str]
+) -> list[dict[str, Any]]:
+    """Write resolved.yaml at the first start; a resume compares with it.
+
+    Returns:
+        what differs in keys that `allow_change` names, and the bits with it: key, before and after of each.
 
     Raises:
         CheckpointError: what the run learns from, or how, is no longer the same.
     """
     if stored is None or resume is None:
+        if allowed:
+            log.info("allow_change has no effect: no checkpoint is gone on from")
         if machine.main:
-            files.write(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)).encode())
-        return
+            _write_resolved(folder, resolved)
+        return []
     before, now = _flat(stored), _flat(resolved)
-    changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
-    guarded = [k for k in changed if not any(k == free or k.startswith(free + ".") for free in FREE)]
-    if guarded == ["derived.base"]:
-        raise CheckpointError(f"{folder} builds on {now['model.checkpoint']}, whose weights are not the ones that it started from", fix="restore those weights")
-    if guarded:
-        lines = "; ".join(f"{k}: {before.get(k)} → {now.get(k)}" for k in guarded[:4]) + (f" and {len(guarded) - 4} more" if len(guarded) > 4 else "")
-        raise CheckpointError(f"{folder} was started with another config: {lines}", fix="give the same settings, or start anew with another output_dir")
-    for k in changed:
-        if k in BITS:
-            log.warning("%s was %s and is %s: from here on the bits may differ from an unbroken run", k, before.get(k), now.get(k))
-    if any(k in ("derived.total_steps",) for k in changed):
+    changed = _changed(before, now)
+    guarded = [k for k in changed if not _within(k, FREE)]
+    _refuse_change(folder, before, now, guarded, allowed)
+    idle = [k for k in allowed if not any(_within(c, (k,)) for c in changed)]
+    if idle:
+        log.info("allow_change: %s is as it was", ", ".join(idle))
+    step = checkpoint.run_state(resume).step
+    bits = [k for k in changed if _within(k, BITS)]
+    if bits:
+        lines = ", ".join(f"{k.removeprefix('derived.versions.')} was {before.get(k)} and is {now.get(k)}" for k in bits)
+        log.warning("not bitwise from step %d on: %s; the bits may differ from an unbroken run, the order of the samples does not", step, lines)
+    if "derived.total_steps" in changed:
         log.info(
             "the run is now %s updates long instead of %s: from here on the schedule follows the new length",
             now["derived.total_steps"],
             before["derived.total_steps"],
         )
+    return [{"key": k, "before": before.get(k), "after": now.get(k)} for k in (*guarded, *bits)] if guarded else []
+
+
+def _refuse_change(folder: Path, before: dict[str, Any], now: dict[str, Any], guarded: list[str], allowed: list[str]) -> None:
+    """Refuse what nobody allowed, and what nobody can: a checkpoint of other weights, or of other token ids."""
+    lines = "; ".join(f"{k}: {_brief(before.get(k))} → {_brief(now.get(k))}" for k in guarded[:4])
+    lines += f" and {len(guarded) - 4} more" if len(guarded) > 4 else ""
+    anew = "give the same settings, or start anew with another output_dir"
+    if "derived.base" in guarded:
+        what = f"{folder} builds on {now['model.checkpoint']}, whose weights are not the ones that it started from"
+        raise CheckpointError(what, allowed="checkpoints leave out what equals those weights, so allow_change does not reach them", fix="restore those weights")
+    if any(_within(k, ("tokenizer", "derived.tokenizer", "derived.vocabulary")) for k in guarded):
+        what = f"{folder} was started with another config: {lines}"
+        raise CheckpointError(what, allowed="a run keeps its tokenizer, whose ids are rows of the model: allow_change does not reach it", fix=anew)
+    follows = {k for k in guarded if any(_within(c, FOLLOWS.get(k, ())) for c in guarded)}
+    let = {k for k in guarded if _within(k, allowed)}
+    let |= {k for k in follows if any(_within(c, FOLLOWS[k]) for c in let)}
+    if let.issuperset(guarded):
+        return
+    kinds = {k.partition(".")[0] for k in guarded if k.endswith(".kind")}  # another kind has other keys: the section is named
+    typed = dict.fromkeys(k.partition(".")[0] if k.partition(".")[0] in kinds else k for k in guarded if k not in follows)
+    raise CheckpointError(f"{folder} was started with another config: {lines}", fix=f"{anew}; or go on all the same: 'allow_change=[{','.join(typed)}]'")
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Keys whose values differ; of what is free, those that are known of both times: a run of an older llmtrain has not all of them."""
+    differ = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not _within(k, ("changes",))]
+    return [k for k in differ if not _within(k, FREE) or (k in before and k in now)]
+
+
+def _brief(value: Any) -> str:
+    """A value as a message shows it; of a hash, its beginning."""
+    return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{32,}", value) else printable(str(value))
+
+
+def _within(key: str, names: Collection[str]) -> bool:
+    """Whether a key is one of `names`, or stands in a section that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _measured_otherwise(stored: dict[str, Any] | None, resolved: dict[str, Any]) -> str | None:
+    """Why metrics can no longer be held against those from before; None where they can."""
+    changed = _changed(_flat(stored), _flat(resolved)) if stored is not None else []
+    found = [k for k in changed if _within(k, ("data", "objective")) and k != "data.num_workers"]
+    return f"{', '.join(found)} changed" if found else None
+
+
+def _write_changes(machine: Runtime, folder: Path, stored: dict[str, Any] | None, resolved: dict[str, Any], changes: list[dict[str, Any]], step: int) -> None:
+    """Keep the history of what `allow_change` let through: resolved.yaml holds the config as it is from here on, and `changes` what was before.
+
+    Nothing is written before the checkpoint was found to fit, so that a config that is refused leaves no trace.
+    """
+    known = list((stored or {}).get("changes") or [])
+    # An earlier checkpoint than the one at which something changed: its updates are done again, under what holds now.
+    history = [{**change, "step": min(int(change["step"]), step)} for change in known] + [{"step": step, **change} for change in changes]
+    if not history:
+        return
+    resolved["changes"] = history
+    if changes:
+        lines = ", ".join(f"{c['key']} {_brief(c['before'])} → {_brief(c['after'])}" for c in changes)
+        order = any(_within(c["key"], ("data", "objective", "seed", "trainer.batch_size", "derived.train_data")) for c in changes)
+        more = "; the order of the samples is another one too: in this epoch some come again and some not at all" if order else ""
+        log.warning("from step %d on the run is no longer a function of one config: %s%s", step, lines, more)
+    if machine.main and history != known:
+        if stored is not None and "versions" in stored["derived"]:
+            resolved["derived"]["versions"] = stored["derived"]["versions"]  # those that it was started with
+        _write_resolved(folder, resolved)
+
+
+def _write_resolved(folder: Path, resolved: dict[str, Any]) -> None:
+    files.replace(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)).encode())
+
+
+def warn_of_others(path: Path) -> None:
+    """A warning where somebody else owns a checkpoint or can write to it: who can change it decides the weights.
+
+    A group of the same number as the user is by convention nobody else's.
+    """
+    if not hasattr(os, "getuid"):  # Windows
+        return
+    for each in (path, *sorted(path.iterdir())):
+        facts = each.stat()
+        wrong = others(facts.st_uid, facts.st_gid, facts.st_mode, os.getuid())
+        if wrong is not None:
+            name = each.name if each == path else f"{path.name}/{each.name}"
+            log.warning("%s %s: whoever can change a checkpoint decides what is trained; `chmod -R go-w %s`", name, wrong, path.parent)
+            return
+
+
+def others(owner: int, group: int, mode: int, user: int) -> str | None:
+    """Who besides `user` can write to a file, in words; None: nobody, but for the system's administrator."""
+    if owner != user:
+        return f"belongs to another user (uid {owner})"
+    if mode & stat.S_IWOTH:
+        return "can be written by everybody"
+    if mode & stat.S_IWGRP and group != user:
+        return f"can be written by the group {group}"
+    return None
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -1009,10 +1266,19 @@ def _already_complete(machine: Runtime, job: Trainer, resume: Path) -> bool:
     state = checkpoint.run_state(resume)
     if state.step < job.total_steps and not state.stop:
         return False
-    if files.problem(job.folder / "final") is not None:
-        return False  # killed between the last checkpoint and final/: what is left to do is done now
+    if files.problem(job.folder / "final") is not None or _said_to_be_done(job.folder) != state.step:
+        return False  # killed between the last checkpoint and the last word: what is left to do is done now
     machine.console.print(f"already complete: {state.step} of {job.total_steps} updates done{f' ({state.stop})' if state.stop else ''}; nothing to do")
     return True
+
+
+def _said_to_be_done(folder: Path) -> int | None:
+    """The updates of the run whose final/ is there, by run.json, which is written after it."""
+    try:
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return int(found["steps"]) if found["status"] == "finished" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 # --- what people see ----------------------------------------------------------------------------------------------
@@ -1032,7 +1298,7 @@ def _panel(built: Parts, machine: Runtime, job: Trainer, anatomy: Anatomy, folde
     of = [f"{len(stage.train):,} sequences of up to {length} tokens" for stage, (_, length) in zip(job.stages, built.data.lengths, strict=True)]
     lengths = f", from update {job.legs[0].last:,} on ".join(of) if len(job.stages) > 1 else of[0]
     grid = Table.grid(padding=(0, 2))
-    processes = f" × {machine.world} processes" if machine.world > 1 else ""
+    processes = f" × {machine.world} processes{', the model divided over them' if machine.sharded else ''}" if machine.world > 1 else ""
     rows = {
         "model": f"{type(model).__name__}, {anatomy.depth} blocks, {total:,} parameters",
         "trainable": f"{trainable:,} ({trainable / total:.1%})",
@@ -1183,7 +1449,7 @@ def _export(built: Parts, job: Trainer, tokenizer: PreTrainedTokenizerBase, fold
 
     model: PreTrainedModel = built.finetune.merged(job.saved)
     head = heads.pooled_head(model)
-    with files.new_folder(folder / "final") as temporary:
+    with files.told(folder / "final"), files.new_folder(folder / "final") as temporary:
         with quiet():
             # The body alone is the ecosystem's: a tensor that AutoModel does not know would be reported as unexpected.
             weights = {name: t for name, t in model.state_dict().items() if not name.startswith(f"{heads.NAME}.")}

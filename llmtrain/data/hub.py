@@ -22,7 +22,8 @@ from llmtrain.data.base import Target
 from llmtrain.data.columns import Columns, Named, check_names, find
 from llmtrain.data.documents import Documents
 from llmtrain.data.labelled import Labelled
-from llmtrain.errors import DataError, require
+from llmtrain.errors import DataError, require, shown
+from llmtrain.files import expanded, is_hub_name
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -134,13 +135,15 @@ class Hub(Documents):
     @cached_property
     def _folder(self) -> Path | None:
         """The local folder; None for a name of the hub."""
-        path = Path(str(self.name)).expanduser().absolute()
+        path = expanded(str(self.name)).absolute()
         if path.suffix == ".py":
             raise DataError(f"{self.name}: {readers.SCRIPTS}", fix="name a folder of .parquet, .jsonl, .csv or .txt files")
         if path.is_file():
             raise DataError(f"{path}: a file, not a folder", fix=f"data=text data.train={self.name}")
         if not path.exists() and str(self.name)[:1] in "./~":
             raise DataError(f"{path}: no such folder", fix="check the path; a relative one starts in the folder you are in")
+        if not path.exists() and not is_hub_name(str(self.name)):
+            raise DataError(f"data.name={shown(self.name)}: no such folder, and no name of the hub", allowed="a folder, or NAME, or OWNER/NAME of a data set")
         return path if path.exists() else None
 
     @cached_property

@@ -7,8 +7,10 @@ data is one integer, so a resume replays nothing.
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from llmtrain import runtime
+from llmtrain.errors import DataError, LLMTrainError, printable
 from llmtrain.seeding import generator, key
 
 WINDOW = 50  # global batches whose samples are sorted by length together: little padding, still well mixed
@@ -115,6 +118,13 @@ def micro_batches(batch: Sequence[int] | np.ndarray, rank: int, world: int, size
     return cut + [([int(batch[0])], False)] * (steps - len(cut))
 
 
+@dataclass(frozen=True)
+class Failed:
+    """What a worker hands over in place of a batch that it could not make."""
+
+    error: LLMTrainError
+
+
 class _Batches(torch.utils.data.Dataset[Any]):
     """Turns requests into batches, inside a worker where there are any."""
 
@@ -127,8 +137,35 @@ class _Batches(torch.utils.data.Dataset[Any]):
 
     def __getitems__(self, requests: list[Request]) -> Any:
         epoch, _, real = requests[0]
-        batch = self.collate(read_rows(self.rows, [sample for _, sample, _ in requests]), epoch if epoch >= 0 else "eval")
+        samples, when = [sample for _, sample, _ in requests], epoch if epoch >= 0 else "eval"
+        try:
+            batch = self.collate(read_rows(self.rows, samples), when)
+        except Exception as error:
+            alone = torch.utils.data.get_worker_info() is None
+            if _of_the_process(error) or (alone and isinstance(error, LLMTrainError)):
+                raise
+            found = error if isinstance(error, LLMTrainError) else self._blamed(samples, when, error)
+            if alone:
+                raise found from error
+            return Failed(found)  # torch would hand on its text alone
         return batch if real else batch.blank()
+
+    def _blamed(self, samples: list[int], when: int | str, error: Exception) -> DataError:
+        """An error of a batch as one of the sample that has it alone, where there is one."""
+        for sample in samples:
+            try:
+                self.collate(read_rows(self.rows, [sample]), when)
+            except Exception as own:
+                error, samples = own, [sample]
+                break
+        listed = ", ".join(map(str, samples[:8])) + (", …" if len(samples) > 8 else "")
+        first = printable((str(error).splitlines() or ["no message"])[0])[:200]
+        found = DataError(
+            f"sample{'s' if len(samples) > 1 else ''} {listed} (numbered from 0): no batch can be made: {type(error).__name__}: {first}",
+            fix="the row is damaged, or this is a fault of llmtrain: --debug with data.num_workers=0 shows where",
+        )
+        found.add_note("".join(traceback.format_exception(error)))
+        return found
 
 
 def read_rows(rows: Dataset, samples: list[int]) -> list[dict[str, Any]]:
@@ -186,7 +223,21 @@ def load(
 class _Loader(DataLoader[Any]):
     def __iter__(self) -> Any:
         with runtime.path_of_its_own():  # workers start here
-            return super().__iter__()
+            found = super().__iter__()
+        return _checked(found) if self.num_workers else found
+
+
+def _of_the_process(error: Exception) -> bool:
+    """Whether an error has nothing to do with what is read: memory ran out, or another worker died."""
+    of_torch = isinstance(error, RuntimeError) and re.search(r"DataLoader worker|allocate memory|out of memory", str(error)) is not None
+    return of_torch or isinstance(error, MemoryError)
+
+
+def _checked(batches: Iterator[Any]) -> Iterator[Any]:
+    for batch in batches:
+        if isinstance(batch, Failed):
+            raise batch.error
+        yield batch
 
 
 class _Sampler(torch.utils.data.Sampler[Any]):

@@ -28,7 +28,7 @@ from typing import Any, TextIO
 
 from llmtrain.data.documents import PART, Found
 from llmtrain.errors import DataError, shown
-from llmtrain.files import sha256
+from llmtrain.files import expanded, sha256
 
 # Characters in one JSON line, or in one line or cell of a CSV: these are parsed whole.
 RECORD = 2**26
@@ -71,7 +71,7 @@ def find(patterns: Iterable[str]) -> list[Path]:
 
 
 def _named(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser().absolute()
+    path = expanded(pattern).absolute()
     if os.path.lexists(path):
         return _folder(path) if _mode(path, stat.S_ISDIR) else [_readable(path)]
     if not glob.has_magic(pattern):

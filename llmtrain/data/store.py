@@ -3,7 +3,7 @@
     <root>/<name>/<key>/rows.arrow       the rows, memory-mapped when read
                         manifest.json    written last: size and sha256 of each file, number of rows, their fingerprint
     <root>/<name>/<key>.lock             held by whoever builds; the system releases it when the holder dies
-    <root>/<name>/.tmp-<key>-<process>/  being built; renamed to its final name once, when complete
+    <root>/<name>/.tmp-<key>/            being built; renamed to its final name once, when complete
 
 The key is a hash of everything that the rows depend on, so an entry is never stale; it is verified each time it is
 opened, so a torn or rotten one is never used. Nothing here expires: a user deletes the folder to get the space back.
@@ -142,8 +142,8 @@ def _open(entry: Path) -> tuple[Dataset | None, str]:
         dataset = Dataset.from_file(str(entry / ROWS))
         info = DatasetInfo(features=dataset.features, description=json.dumps(manifest["facts"]))
         return Dataset(dataset.data, info=info, fingerprint=manifest["fingerprint"]), ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
-        return None, f"it cannot be read: {type(error).__name__}: {error}"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
+        return None, f"it cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 # --- building -----------------------------------------------------------------------------------------------------

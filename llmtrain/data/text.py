@@ -17,6 +17,7 @@ from llmtrain.data.documents import Documents
 from llmtrain.data.labelled import Labelled
 from llmtrain.data.readers import Unit
 from llmtrain.errors import DataError, require
+from llmtrain.files import expanded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -170,7 +171,7 @@ def patterns(value: str | list[str]) -> list[str]:
     """Several paths out of one setting: a list, or text with commas unless it names something as it stands."""
     if isinstance(value, list):
         return value
-    return [value] if Path(value).expanduser().exists() else [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if expanded(value).exists() else [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _together(found: dict[str, list[readers.Source]]) -> str:

@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.errors import CheckpointError, ConfigError, require
+from llmtrain.errors import CheckpointError, ConfigError, is_panic, require, shown
+from llmtrain.files import expanded, is_hub_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,12 +86,16 @@ def load(path: str) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not folder.is_dir() and (folder.exists() or path[:1] in "./~"):
         raise ConfigError(f"tokenizer {path}: {'not a folder' if folder.exists() else 'no such folder'}", allowed="a folder with tokenizer.json, or a hub name")
+    if not folder.is_dir() and not is_hub_name(path):
+        raise ConfigError(f"tokenizer {shown(path)}: no such folder, and no name of the hub", allowed="a folder with tokenizer.json, or NAME, or OWNER/NAME")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else path, trust_remote_code=False)
-    except Exception as error:  # what the files hold decides the kind, down to the Rust library's bare Exception
+    except BaseException as error:  # what the files hold decides the kind, down to the Rust library's bare Exception and its panics
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         raise _not_loaded(path, folder, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(f"tokenizer {path}: {type(tokenizer).__name__} has no tokenizer.json", allowed="tokenizers of the `tokenizers` library")
@@ -98,7 +103,7 @@ def load(path: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _not_loaded(path: str, folder: Path, error: Exception) -> CheckpointError | ConfigError:
+def _not_loaded(path: str, folder: Path, error: BaseException) -> CheckpointError | ConfigError:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if "trust_remote_code" in str(error):
         return ConfigError(f"tokenizer {path}: needs code of its own, which is not run", fix="take one that has a tokenizer.json")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain import files
-from llmtrain.errors import CheckpointError, ConfigError, require
+from llmtrain.errors import CheckpointError, ConfigError, require, shown
 from llmtrain.model.base import HEAD_FILE, Attention, Head, HeadKind, Model, Outputs, Pooling, auto_class, for_task, leave_pooler_out, say_fresh
 
 if TYPE_CHECKING:
@@ -44,11 +44,13 @@ class Checkpoint(Model):
     @cached_property
     def folder(self) -> str:
         """Where the weights are: a run stands for its final/."""
-        path = Path(self.checkpoint).expanduser()
+        path = files.expanded(self.checkpoint)
         if not path.is_dir() and (path.exists() or self.checkpoint[:1] in "./~" or self.checkpoint.count("/") > 1):
             raise CheckpointError(f"model.checkpoint={path}: {'not a folder' if path.exists() else 'no such folder'}", allowed=FOLDER)
         if (path / "final" / "config.json").is_file():
             return str(path / "final")
+        if not path.is_dir() and not files.is_hub_name(self.checkpoint):
+            raise CheckpointError(f"model.checkpoint={shown(self.checkpoint)}: no such folder, and no name of the hub", allowed=FOLDER)
         if (path / "resolved.yaml").is_file() and not (path / "config.json").is_file():
             raise CheckpointError(f"model.checkpoint={path}: this run has no final/ yet", fix="let it finish: the same command with output_dir=… goes on")
         return str(path) if path.is_dir() else self.checkpoint
@@ -80,7 +82,7 @@ class Checkpoint(Model):
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(f"{path}: no such file", allowed=FOLDER) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} does not hold a config")
@@ -239,7 +241,6 @@ class Checkpoint(Model):
         Raises:
             CheckpointError: weights missing, broken, pickled, or of another architecture.
         """
-        import safetensors
         import torch
 
         folder = Path(self.folder)
@@ -261,7 +262,7 @@ class Checkpoint(Model):
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                 )
-        except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
+        except Exception as error:  # what config.json and the weights hold decides the kind
             what = _damaged(folder) or in_a_line(error)
             raise CheckpointError(f"model.checkpoint={self.folder}: {what}", allowed="intact weights in safetensors format that fit the config.json") from error
         missing, mismatched, unused = (sorted(str(name) for name in info[f"{kind}_keys"]) for kind in ("missing", "mismatched", "unexpected"))

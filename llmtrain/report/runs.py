@@ -19,21 +19,24 @@ from typing import Any
 
 import yaml
 
+from llmtrain import files
 from llmtrain.config import read_yaml
-from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError
+from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError, shown
 from llmtrain.report.study import Run
 
 SWEEP, MEMBERS, RUN, CONFIG = "sweep.json", "members", "run.json", "config.yaml"
 VERSION = 1  # of sweep.json
+LONGEST = 10_000  # characters of a setting in which references were replaced
+MEMBER = re.compile(r"[A-Za-z0-9=._-]{1,200}")  # the name of a member's folder, or of a file in it
 DEPTH = 4  # folders below a path in which runs are looked for: runs/ holds verbs, these hold runs and sweeps, sweeps hold members
 
 # Settings that say where a run is kept, on what it runs and what is written down meanwhile: of equal runs they may differ.
 # Kept are those beside them that change what is measured: device, precision, callback.early_stopping, checkpoint.export,
 # evaluation.*, and trainer.micro_batch_size, gradient_checkpointing and compile, which change what a run costs.
 WHERE = (
-    "name", "output_dir", "resume", "experiment", "devices", "threads", "deterministic", "distributed", "cache",
+    "name", "output_dir", "resume", "allow_change", "experiment", "devices", "threads", "deterministic", "distributed", "cache",
     "callback.progress", "callback.metrics", "callback.tracker", "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_best",
-    "data.num_workers", "evaluation.test", "trainer.log_every_steps",
+    "data.num_workers", "evaluation.test", "trainer.log_every_steps", "trainer.max_skipped", "trainer.spike_window",
 )  # fmt: skip
 # Settings that are only what other settings take where nothing else is given: optimizer.lr says what finetune.lr came to.
 FALLBACKS = ("finetune.lr", "finetune.epochs", "finetune.batch_size", "finetune.weight_decay")
@@ -93,7 +96,7 @@ def _homes(path: Path) -> list[Path]:
     Raises:
         DataError, CheckpointError: as `read`.
     """
-    path = path.expanduser()
+    path = files.expanded(path)
     if not path.exists():
         raise DataError(f"{path}: there is nothing of this name", allowed="the folder of a run or of a sweep, or a folder that holds some")
     if not path.is_dir():
@@ -131,8 +134,8 @@ def _sweep(home: Path) -> Gathered:
         CheckpointError: sweep.json cannot be read.
     """
     content = _book(home / SWEEP)
-    entries = [entry for entry in content["members"] if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
-    typed = [[str(text) for text in entry.get("overrides") or []] for entry in entries]
+    entries = [entry for entry in content["members"] if isinstance(entry, dict) and _is_member(entry.get("name"))]
+    typed = [[str(text) for text in _listed(entry.get("overrides"))] for entry in entries]
     shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
     own = [tuple(text for text in texts if text not in shared) for texts in typed]
     swept = frozenset(text.partition("=")[0] for texts in own for text in texts)
@@ -152,12 +155,17 @@ def _book(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["version"] != VERSION:
-            raise ValueError(f"version {content['version']!r}; this llmtrain reads {VERSION}")
+            raise ValueError(f"version {shown(content['version'])}; this llmtrain reads {VERSION}")
         if not isinstance(content["members"], list):
             raise ValueError("`members` is no list")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}", fix=f"the paths of its members, {path.parent / MEMBERS}/*, can be given one by one") from error
     return dict(content)
+
+
+def _is_member(name: Any) -> bool:
+    """Whether it is the name of a member's folder, and of none outside of the sweep's."""
+    return isinstance(name, str) and bool(MEMBER.fullmatch(name)) and bool(name.strip("."))
 
 
 def _as_booked(run: Run, entry: Mapping[str, Any], folder: Path) -> Run:
@@ -169,9 +177,8 @@ def _as_booked(run: Run, entry: Mapping[str, Any], folder: Path) -> Run:
         status, reason = "failed", run.reason
     elif status == "finished" or (status == "running" and not _held(folder)):
         status, reason = "stopped", reason or "it ended before it could say how"
-    seconds = entry.get("seconds")
-    known = isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0
-    wall = float(seconds) if known and (_starts(folder) > 1 or math.isnan(run.wall_seconds)) else run.wall_seconds  # type: ignore[arg-type]
+    seconds = _number(entry.get("seconds"))
+    wall = seconds if seconds > 0 and (_starts(folder) > 1 or math.isnan(run.wall_seconds)) else run.wall_seconds
     return replace(run, status=status, reason=_line(reason or (run.reason if status != "finished" else "")), wall_seconds=wall)
 
 
@@ -205,21 +212,22 @@ def _value(override: str) -> Any:
 
 def _common(content: Mapping[str, Any], own: Sequence[str]) -> list[str]:
     """What was typed for all members alike."""
-    taken = {text.partition("=")[0] for text in own} | {str(pair[0]) for entry in content["members"] for pair in entry.get("label") or [] if pair}
-    typed = [str(text) for text in content.get("overrides") or []]
+    labels = [pair for entry in content["members"] if isinstance(entry, dict) for pair in _listed(entry.get("label"))]
+    taken = {text.partition("=")[0] for text in own} | {str(pair[0]) for pair in labels if isinstance(pair, list) and pair}
+    typed = [str(text) for text in _listed(content.get("overrides"))]
     return [text for text in typed if text.partition("=")[0] not in taken and text.partition("=")[0].split(".")[0] not in SWEEPS_OWN]
 
 
 def _remarks(content: Mapping[str, Any]) -> Iterator[str]:
     """What must be known of a sweep before its times and rows are compared."""
-    yield from (str(note) for note in content.get("notes") or [])
+    yield from (str(note) for note in _listed(content.get("notes")))
     launcher, plan = content.get("launcher"), content.get("plan")
     jobs = launcher.get("jobs") if isinstance(launcher, dict) else None
-    if isinstance(jobs, int) and jobs > 1:
+    if isinstance(jobs, int) and 1 < jobs < 10**6:
         yield f"{jobs} members ran at a time, on shared processors where they ran on one machine: each alone is faster"
     if isinstance(plan, dict) and plan.get("stored"):
-        spent = plan.get("store_seconds")
-        about = f", expected to take {spent:.0f} s" if isinstance(spent, int | float) and spent >= 1 else ""
+        spent = _number(plan.get("store_seconds"))
+        about = f", expected to take {spent:.0f} s" if spent >= 1 else ""
         yield f"what frozen layers make of the data was computed once for all members{about}; it is in no row's time"
 
 
@@ -252,7 +260,8 @@ def _run(home: Path, swept: frozenset[str] = frozenset(), further: str = "") -> 
     best, cost, freezing = (_mapping(record.get(name)) for name in ("best", "cost", "freezing"))
     sections = tuple({"section": name, **_mapping(facts)} for name, facts in _mapping(freezing.get("sections")).items())
     metric = str(best.get("metric") or metric_of(config))
-    curve, other, remark = _records(home / str(config.get("callback.metrics.file") or "metrics.jsonl"))
+    named = str(config.get("callback.metrics.file") or "metrics.jsonl")
+    curve, other, remark = _records(home / (named if _is_member(named) else "metrics.jsonl"))
     status, reason = _status(home, opened)
     verb = str(record.get("verb") or ("finetune" if "cache.use" in config else "pretrain"))
     overrides = _overrides(home)
@@ -284,9 +293,15 @@ def _run(home: Path, swept: frozenset[str] = frozenset(), further: str = "") -> 
         predictions=predictions if predictions.is_file() else None,
         machine=_mapping(record.get("device")),
         versions={str(name): str(version) for name, version in _mapping(record.get("versions")).items()},
-        warnings=tuple(map(str, record.get("warnings") or [])) + remark,
+        warnings=tuple(map(str, _listed(record.get("warnings")))) + _changes(record) + remark,
         started=str(record.get("started") or ""),
     )
+
+
+def _changes(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a resume of the run changed: config.yaml, and so its settings here, say what it was started with."""
+    found = [change for change in _listed(record.get("changes")) if isinstance(change, dict)]
+    return tuple(f"{c.get('key')} was {c.get('before')} up to step {c.get('step')} and {c.get('after')} from there on" for c in found)
 
 
 def _opened(home: Path) -> _Folder:
@@ -322,7 +337,7 @@ def _held(home: Path) -> bool:
     """Whether a process has the folder's lock. One that died left its note, but not its lock."""
     from filelock import FileLock, Timeout
 
-    if not (home / ".lock-holder.json").is_file():
+    if not ((home / ".lock-holder.json").is_file() and (home / ".lock").is_file()):  # to look at a folder makes no file in it
         return False
     try:
         with FileLock(home / ".lock", timeout=0):
@@ -336,7 +351,7 @@ def _held(home: Path) -> bool:
 def _records(path: Path) -> tuple[tuple[Mapping[str, float], ...], tuple[Mapping[str, float], ...], tuple[str, ...]]:
     """(evaluations, other records, what could not be read). A kill can leave half a line at the end, which is no fault."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     except OSError:
         return (), (), ()
     evaluations: list[Mapping[str, float]] = []
@@ -384,12 +399,13 @@ def _settings(tree: Mapping[str, Any], config: dict[str, Any], swept: frozenset[
 
     A resolver such as `${oc.env:…}` stays as text: it could bring into a report what is nobody's business.
     """
-    found = {}
+    found: dict[str, Any] = {}
+    known: dict[tuple[str, int], Any] = {}
     for key, value in config.items():
         from_seed = key != "seed" and isinstance(value, str) and "seed" in _REFERENCE.findall(value)
         if from_seed or key in FALLBACKS or (_is_of(key, WHERE) and not _is_of(key, tuple(swept))):
             continue
-        found[key] = _resolved(value, config)
+        found[key] = _resolved(value, config, known)
     return found
 
 
@@ -397,16 +413,27 @@ def _is_of(key: str, sections: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in sections)
 
 
-def _resolved(value: Any, config: Mapping[str, Any], depth: int = 8) -> Any:
-    """A value with plain references to other keys replaced by what they refer to."""
+def _resolved(value: Any, config: Mapping[str, Any], known: dict[tuple[str, int], Any], depth: int = 8) -> Any:
+    """A value with plain references to other keys replaced by what they refer to, unless they make a page of it.
+
+    Args:
+        known: key and depth → what was found there before: references to references are looked up once.
+    """
+
+    def meant(key: str) -> Any:
+        if (key, depth) not in known:
+            known[key, depth] = _resolved(config[key], config, known, depth - 1)
+        return known[key, depth]
+
     if isinstance(value, list):
-        return [_resolved(item, config, depth) for item in value]
+        return [_resolved(item, config, known, depth) for item in value]
     if not isinstance(value, str) or not depth:
         return value
     whole = _REFERENCE.fullmatch(value)
     if whole is not None:
-        return _resolved(config[whole[1]], config, depth - 1) if whole[1] in config else value
-    return _REFERENCE.sub(lambda match: str(_resolved(config[match[1]], config, depth - 1)) if match[1] in config else match[0], value)
+        return meant(whole[1]) if whole[1] in config else value
+    found = _REFERENCE.sub(lambda match: str(meant(match[1]))[:LONGEST] if match[1] in config else match[0], value)
+    return found if len(found) <= LONGEST else value
 
 
 def _seed(config: Mapping[str, Any]) -> int:
@@ -485,11 +512,20 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def numbers(value: Any) -> dict[str, float]:
     """The numbers of a record, nan and inf among them; what else it holds is left out."""
-    return {str(name): number for name, number in _mapping(value).items() if isinstance(number, int | float) and not isinstance(number, bool)}
+    return {str(name): number for name, number in _mapping(value).items() if _is_number(number)}
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number, and one that a float can hold."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000)
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    return float(value) if _is_number(value) else math.nan
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _sum(sections: Sequence[Mapping[str, Any]], name: str) -> int:

@@ -28,6 +28,7 @@ DRAWS = 2000  # of the bootstrap: its standard error is then known to about 1.6 
 LARGEST = 200_000_000  # bytes of all draws of one number of examples
 PIECE = 4_000_000  # numbers that are worked on at a time
 LEVEL = 0.95
+GREATEST = 1e100  # of a prediction: its square is a number, too
 BELIEVED = 1e-6  # how far a metric of the predictions may lie from the one that the run wrote down, relative to the larger
 
 
@@ -91,13 +92,14 @@ def answers(path: Path, split: str) -> Answers | None:
             record = json.loads(line)
             if record["split"] == split:
                 found[int(record["sample"])] = (float(record["predicted"]), float(record["target"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        samples = sorted(found)
+        numbers = np.array([found[sample] for sample in samples], dtype=np.float64)
+        ids = np.array(samples, dtype=np.int64)
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
-    if not found:
+    if not found or not (np.abs(numbers) < GREATEST).all():  # nan neither
         return None
-    samples = sorted(found)
-    numbers = np.array([found[sample] for sample in samples], dtype=np.float64)
-    return Answers(np.array(samples, dtype=np.int64), numbers[:, 0], numbers[:, 1])
+    return Answers(ids, numbers[:, 0], numbers[:, 1])
 
 
 def measurable(metric: str) -> bool:

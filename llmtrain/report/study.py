@@ -247,7 +247,8 @@ def study(gathered: Gathered, metric: str | None = None, reference: str | None =
 
 def identity(value: Any) -> str:
     """A value as text that is equal for equal values: 1 and 1.0 are, 1 and true are not."""
-    return json.dumps(float(value) if isinstance(value, int) and not isinstance(value, bool) else value, sort_keys=True, default=str)
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000  # beyond, no float is equal
+    return json.dumps(float(value) if whole else value, sort_keys=True, default=str)
 
 
 def _once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

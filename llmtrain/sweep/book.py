@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from llmtrain import files
-from llmtrain.errors import CheckpointError
+from llmtrain.errors import CheckpointError, shown
 
 FILE, MEMBERS, VERSION = "sweep.json", "members", 1
+MEMBER = re.compile(r"[A-Za-z0-9=._-]{1,200}")  # what the plan makes of overrides and a hash
 
 
 class Status(Enum):
@@ -64,9 +67,34 @@ class Entry:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Entry:
-        names = {f.name for f in dataclasses.fields(cls)}
-        known = {name: value for name, value in content.items() if name in names}
+        """An entry of a book, whoever wrote it: its name stays below the sweep's folder.
+
+        Raises:
+            ValueError, KeyError: a value that an entry does not have.
+        """
+        known = files.of_type(cls, content)
+        if not (MEMBER.fullmatch(known["name"]) and known["name"].strip(".")):
+            raise ValueError(f"{shown(known['name'])} is no name of a member")
+        if not all(0 <= (known.get(name) or 0) < math.inf for name in ("seconds", "expected_seconds")):
+            raise ValueError(f"{known['name']} took no number of seconds")
         return cls(**{**known, "status": Status[known["status"]]})
+
+
+@dataclass
+class _About:
+    """Of what is the same for all members, what has a type."""
+
+    name: str
+    verb: str
+    command: str
+    overrides: list[str]
+    config_dir: str | None
+    newest: str | None
+    started: str
+    notes: list[str]
+    sweep: dict[str, Any]
+    launcher: dict[str, Any]
+    plan: dict[str, Any]
 
 
 @dataclass
@@ -98,7 +126,8 @@ class Book:
             if content.pop("version") != VERSION:
                 raise ValueError("written by another version")
             entries = [Entry.from_json(entry) for entry in content.pop("members")]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            files.of_type(_About, content)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} cannot be read: {error}", fix="another name=NAME starts a new sweep; the members' folders are as they were"
             ) from error

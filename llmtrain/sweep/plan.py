@@ -26,7 +26,7 @@ from llmtrain.sweep.values import key_of
 
 Compose = Callable[[list[str]], Composed]
 
-WHERE = ("output_dir", "name", "resume")  # say where a run is kept, not what it is
+WHERE = ("output_dir", "name", "resume", "allow_change")  # say where a run is kept, not what it is
 # Of two members that differ in these alone, the same is frozen, read and done; what is learned differs.
 LEARNING = ("seed", "optimizer", "schedule", "finetune.lr", "finetune.weight_decay")
 NAME_LENGTH = 60  # characters of a name, without its hash

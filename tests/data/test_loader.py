@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
 
-from llmtrain.data.loader import Order, micro_batches, read_rows
+from llmtrain.data.loader import Order, load, micro_batches, read_rows
+from llmtrain.errors import CheckpointError, DataError
 
 RAGGED = np.random.default_rng(0).integers(1, 100, size=1003)
 
@@ -74,6 +76,48 @@ def test_rows_come_with_their_ids_and_ragged_lists_as_arrays() -> None:
     rows = Dataset.from_dict({"ids": [[1, 2], [3], [4, 5, 6]], "bytes": [1, 2, 3]}).with_format("arrow")
     read = read_rows(rows, [2, 0])
     assert [(r["sample"], list(r["ids"]), r["bytes"]) for r in read] == [(2, [4, 5, 6], 3), (0, [1, 2], 1)]
+
+
+class Reading:
+    """Makes batches of sample numbers; sample 3 cannot be read."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, rows: list[dict[str, Any]], epoch: int | str) -> list[int]:
+        if any(row["sample"] == 3 for row in rows):
+            raise self.error
+        return [row["sample"] for row in rows]
+
+
+def batches(error: Exception, workers: int = 0) -> list[Any]:
+    rows = Dataset.from_dict({"ids": [[n] for n in range(6)]})
+    requests = iter([[(0, 0, True), (0, 1, True)], [(0, 2, True), (0, 3, True), (0, 4, True)]])
+    return list(load(rows, requests, Reading(error), num_workers=workers, seed=0))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_f04_a_row_that_makes_no_batch_is_named_wherever_it_is_read(workers: int) -> None:
+    with pytest.raises(DataError) as caught:
+        batches(ValueError("no such\nword"), workers)
+    assert caught.value.what == "sample 3 (numbered from 0): no batch can be made: ValueError: no such"
+    assert "in __call__" in "".join(caught.value.__notes__)  # the traceback of where it happened
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_f04_an_error_of_ours_comes_through_whole(workers: int) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        batches(CheckpointError("a stored state is damaged", fix="llmtrain cache clear"), workers)
+    assert caught.value.screen() == "error: a stored state is damaged\nfix: llmtrain cache clear"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError("DataLoader worker (pid 3)")]
+)
+def test_what_no_row_is_to_blame_for_comes_through_as_it_was(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        batches(error)
+    assert caught.value is error
 
 
 def test_workers_do_not_import_from_the_working_directory(tmp_path: Path) -> None:

@@ -175,6 +175,12 @@ def test_numbers_that_are_none_are_kept(tmp_path: Path, value: float) -> None:
     assert found == value or (math.isnan(found) and math.isnan(value))
 
 
+def test_what_a_resume_changed_is_said_beside_settings_that_are_those_of_the_start(tmp_path: Path) -> None:
+    change = {"step": 4, "key": "optimizer.lr", "before": 5e-05, "after": 0.001}
+    found = only(folder(tmp_path / "run", record={"changes": [change, "damaged"]}))
+    assert found.warnings == ("careful", "optimizer.lr was 5e-05 up to step 4 and 0.001 from there on")
+
+
 def test_a_run_without_a_test_split_has_no_test(tmp_path: Path) -> None:
     assert only(folder(tmp_path / "run", record={"test": None})).test == {}
 
