@@ -21,8 +21,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("objective", groups()["objective"])
-@pytest.mark.parametrize("schedule", groups()["schedule"])
+# In the ordinary run each objective and each schedule once; with -m long every pair.
+@pytest.mark.parametrize(
+    ("objective", "schedule"),
+    [
+        pytest.param(objective, schedule, marks=() if objective == "next_token" or schedule == "linear" else pytest.mark.long)
+        for objective in groups()["objective"]
+        for schedule in groups()["schedule"]
+    ],
+)
 def test_pretraining_runs(train: Train, tmp_path: Path, objective: str, schedule: str) -> None:
     folder = train(tmp_path / "run", *ANSWERS[objective], f"schedule={schedule}", "trainer.max_steps=2")
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
@@ -47,9 +54,16 @@ REFUSED: dict[tuple[str, str], dict[str | None, str]] = {
 }
 
 
+# In the ordinary run every mode with a task and with a language model, and every objective with one mode; with -m long all triples.
 @pytest.mark.parametrize("model", ["bert", "gpt"])
-@pytest.mark.parametrize("mode", groups()["finetune"])
-@pytest.mark.parametrize("objective", groups()["objective"])
+@pytest.mark.parametrize(
+    ("mode", "objective"),
+    [
+        pytest.param(mode, objective, marks=() if mode == "last_layers" or objective in ("classification", "next_token") else pytest.mark.long)
+        for mode in groups()["finetune"]
+        for objective in groups()["objective"]
+    ],
+)
 def test_every_finetuning_runs_or_is_refused_with_a_way_out(
     pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], objective: str, mode: str, model: str
 ) -> None:

@@ -279,7 +279,9 @@ RESUMED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("mode", "step"), RESUMED)
+@pytest.mark.parametrize(
+    ("mode", "step"), [pytest.param(*row, marks=() if row in (("features", 3), ("gradual", 2), ("lp_ft", 2)) else pytest.mark.long) for row in RESUMED]
+)
 def test_a_finetuning_stopped_in_the_middle_and_resumed_repeats_the_unbroken_one(
     finetune: Train, run_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, step: int
 ) -> None:
