@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def tiny(*overrides: str, base: tuple[str, ...] = TINY) -> list[str]:
     return [*(o for o in base if not (budgets and o.startswith("trainer.max_steps"))), *last.values()]
 
 
+@contextlib.contextmanager
+def in_a_hurry() -> Iterator[None]:
+    """Runs without a picture and without samples of text, which are a third of so short a run. What `main` runs has both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmtrain.report.curve.draw", lambda *_: None)
+        patch.setattr("llmtrain.command.train._written", lambda *_: [])
+        yield
+
+
 @pytest.fixture
 def train() -> Train:
     """Run `llmtrain pretrain` on a tiny model in this process: train(folder, *overrides) → folder."""
@@ -112,7 +122,8 @@ def train() -> Train:
 
     def run(folder: Path, *overrides: str) -> Path:
         typed = [*tiny(*overrides), f"output_dir={folder}"]
-        code = start(compose("pretrain", typed), typed, "pretrain")
+        with in_a_hurry():
+            code = start(compose("pretrain", typed), typed, "pretrain")
         assert code == 0
         return folder
 
@@ -146,7 +157,8 @@ def finetune(pretrained: Pretrained) -> Train:
     def run(folder: Path, *overrides: str, of: str = "bert") -> Path:
         own = any(o.startswith(("model=", "model.checkpoint=")) for o in overrides)
         typed = [*tiny(*overrides, base=TINY_FINETUNE), *(() if own else (f"model.checkpoint={pretrained(of)}",)), f"output_dir={folder}"]
-        code = start(compose("finetune", typed), typed, "finetune")
+        with in_a_hurry():
+            code = start(compose("finetune", typed), typed, "finetune")
         assert code == 0
         return folder
 
