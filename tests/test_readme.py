@@ -47,7 +47,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_two_commands_do_all_the_set_up() -> None:
     assert block("run command") == ["pip install -c constraints.txt -e . && llmtrain pretrain"]
-    assert block("test command") == ["pip install -c constraints.txt -e '.[test]' && pytest -n 2"]
+    assert block("test command") == ["pip install -c constraints.txt -e '.[test]' && pytest -n 2 --dist loadfile"]
 
 
 def test_the_first_run_then_every_verb_on_it(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:

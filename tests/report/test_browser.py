@@ -124,7 +124,10 @@ def test_the_pages_policy_would_stop_a_script_that_got_through(tmp_path: Path) -
     assert "<title>ran</title>" not in dom(tmp_path, text)
 
 
-@pytest.mark.parametrize("made", [samples.freezing, samples.hostile, samples.pretraining, samples.many], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "made",
+    [samples.hostile, *(pytest.param(f, marks=pytest.mark.long, id=f.__name__) for f in (samples.freezing, samples.pretraining, samples.many))],
+)
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_never_scrolls_sideways(tmp_path: Path, made: Callable[[], Study], width: int) -> None:
     found = measured(tmp_path, page.html(made()), width)
