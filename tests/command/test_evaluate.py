@@ -125,7 +125,7 @@ def test_another_kind_of_data_replaces_the_runs(evaluate: Evaluate, tmp_path: Pa
     (tmp_path / "mine.txt").write_text("\n\n".join(f"my old dog sleeps {i} times" for i in range(60)))
     evaluate("data=text", f"data.train={tmp_path / 'mine.txt'}", "data.max_length=16", "split=train")
     assert "data as in the run" not in evaluate.said
-    assert "mine.txt" in evaluate.said
+    assert "mine.txt" in "".join(evaluate.said.split())  # a long path is broken into lines
 
 
 def test_a_nested_key_of_the_runs_objective_can_be_given(evaluate: Evaluate) -> None:

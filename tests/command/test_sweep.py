@@ -19,6 +19,7 @@ import pytest
 
 from llmtrain.command.sweep import sweep
 from llmtrain.errors import CheckpointError, ConfigError, Stopped
+from llmtrain.runtime import has_bf16
 from llmtrain.sweep.book import Book, Entry, Status
 from tests.conftest import TINY_FINETUNE, Pretrained, digest, tiny
 
@@ -227,6 +228,7 @@ def test_a_failed_member_stays_failed_until_it_is_asked_for(run: Sweep) -> None:
     assert len(log.read_text()) > len(before)
 
 
+@pytest.mark.skipif(not has_bf16("cpu"), reason="this processor has no bf16")
 def test_two_precisions_in_one_sweep_work(run: Sweep) -> None:
     """I05: each member has a process of its own."""
     assert run("mine", "precision=fp32,bf16") == 0
