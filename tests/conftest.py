@@ -189,3 +189,21 @@ def realdata(*names: str) -> Path:
     if not root:
         pytest.skip("LLMTRAIN_REALDATA is not set")
     return Path(root, *names)
+
+
+# Fixtures under which a test trains, and of how many such cases of one test the ordinary run does.
+TRAINING, CASES = {"train", "finetune", "pretrained", "evaluate"}, 3
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test with many cases that train, the first, the last and one between them; the others are long."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if TRAINING & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("long") is None:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for several in cases.values():
+        kept = {round(i * (len(several) - 1) / (CASES - 1)) for i in range(CASES)}
+        for number, item in enumerate(several):
+            if number not in kept:
+                item.add_marker(pytest.mark.long)
