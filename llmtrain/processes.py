@@ -82,7 +82,8 @@ class Word:
         return kinds.get(self.exit_code, LLMTrainError)(self.what, allowed=self.allowed, fix=self.fix)
 
 
-_place = "the preparation of data and model"
+FIRST = "the preparation of data and model"
+_place = FIRST
 
 
 def at(place: str) -> None:
@@ -324,9 +325,9 @@ class _Group:
 
     def _place(self, rank: int) -> str:
         try:
-            return (self.meeting / f"at-{rank}").read_text(encoding="utf-8") or _place
+            return (self.meeting / f"at-{rank}").read_text(encoding="utf-8") or FIRST
         except OSError:
-            return _place
+            return FIRST
 
     def _gave_up(self, rank: int) -> bool:
         """NCCL's watchdog aborts a process that has waited for too long: told by how long it had been in one place."""
