@@ -23,7 +23,7 @@ from llmtrain.callback.progress import Progress
 from llmtrain.errors import ConfigError, NonFiniteError, SettingError, Stopped
 from llmtrain.finetune.base import Phase
 from llmtrain.optimizer import state_by_name
-from tests.conftest import ANSWERS, SOME, Train, outcome, tiny
+from tests.conftest import ANSWERS, Train, outcome, tiny
 
 RAGGED = ("objective.packing=false", "trainer.log_every_steps=1")
 # Micro-batches with unequal numbers of targets, for each objective; pairs have one each.
@@ -92,7 +92,7 @@ def test_ragged_data_is_ragged(train: Train, tmp_path: Path, monkeypatch: pytest
     assert any(len(set(counts)) > 1 for counts in seen)
 
 
-@pytest.mark.parametrize("objective", SOME)
+@pytest.mark.parametrize("objective", [pytest.param(o, marks=() if o == "classification" else pytest.mark.long) for o in ANSWERS])
 def test_two_processes_give_the_losses_and_gradients_of_one(train: Train, tmp_path: Path, objective: str) -> None:
     names, asked = (*LOSSES[objective], "grad_norm", "lr"), UNEQUAL[objective]
     one = train(tmp_path / "one", *asked)
