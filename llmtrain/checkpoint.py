@@ -16,8 +16,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,6 +256,33 @@ def _all(path: Path, section: str) -> dict[str, torch.Tensor]:
     return whole
 
 
+def warn_of_others(path: Path) -> None:
+    """A warning where somebody else owns a checkpoint or can write to it: who can change it decides the weights.
+
+    A group of the same number as the user is by convention nobody else's.
+    """
+    if not hasattr(os, "getuid"):  # Windows
+        return
+    for each in (path, *sorted(path.iterdir())):
+        facts = each.stat()
+        wrong = others(facts.st_uid, facts.st_gid, facts.st_mode, os.getuid())
+        if wrong is not None:
+            name = each.name if each == path else f"{path.name}/{each.name}"
+            log.warning("%s %s: whoever can change a checkpoint decides what is trained; `chmod -R go-w %s`", name, wrong, path.parent)
+            return
+
+
+def others(owner: int, group: int, mode: int, user: int) -> str | None:
+    """Who besides `user` can write to a file, in words; None: nobody, but for the system's administrator."""
+    if owner != user:
+        return f"belongs to another user (uid {owner})"
+    if mode & stat.S_IWOTH:
+        return "can be written by everybody"
+    if mode & stat.S_IWGRP and group != user:
+        return f"can be written by the group {group}"
+    return None
+
+
 def run_state(path: Path) -> RunState:
     """Where the run stood when a checkpoint was saved.
 
@@ -284,7 +313,7 @@ def _state(path: Path) -> dict[str, Any]:
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     """The answer to a checkpoint whose files say what no checkpoint says."""
     why = f"{error}" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
-    return CheckpointError(f"{path} cannot be read: {' '.join(why.split())[:200]}", fix="resume=auto takes the newest checkpoint that is intact")
+    return CheckpointError(f"{path} cannot be read: {' '.join(why.split())[:200]}", fix=sharding.NEWEST)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], base: Base | None = None) -> None:

@@ -256,6 +256,16 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,95}", name) is not None and ".." not in name
 
 
+def is_member(name: Any) -> bool:
+    """Whether it can be the name of a sweep's member, made of overrides and a hash, or of a file in its folder: it leads nowhere else."""
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9=._-]{1,200}", name) is not None and bool(name.strip("."))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number, and one that a float can hold."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000)
+
+
 def of_type(cls: type, content: Any) -> dict[str, Any]:
     """The fields of a dataclass that a JSON object has, by name; keys of other versions are left out.
 
@@ -286,7 +296,7 @@ def _is(value: Any, hint: Any) -> bool:
     if hint is type(None):
         return value is None
     if hint is float:
-        return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000)
+        return is_number(value)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return isinstance(value, str) and value in hint.__members__
     return isinstance(value, hint) and isinstance(value, bool) == (hint is bool)

@@ -197,12 +197,14 @@ TRAINING, CASES = {"train", "finetune", "pretrained", "evaluate"}, 3
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test with many cases that train, the first, the last and one between them; the others are long."""
+    """Of a test with many cases that train, the first, the last and one between them; the others are long, unless the test chooses itself."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if TRAINING & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("long") is None:
+        if TRAINING & set(getattr(item, "fixturenames", ())):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for several in cases.values():
+        if any(item.get_closest_marker("long") for item in several):
+            continue
         kept = {round(i * (len(several) - 1) / (CASES - 1)) for i in range(CASES)}
         for number, item in enumerate(several):
             if number not in kept:

@@ -94,3 +94,19 @@ def test_the_hash_of_a_tensor_sees_bits_shape_and_type(dtype: torch.dtype) -> No
     hashes = {checkpoint.tensor_sha256(t) for t in (tensor, tensor + 1, tensor.view(2, 3), tensor.to(torch.float64), tensor[:0])}
     assert len(hashes) == 5
     assert checkpoint.tensor_sha256(tensor) == checkpoint.tensor_sha256(tensor.clone())
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ((1000, 1000, 0o644), None),
+        ((1000, 1000, 0o664), None),  # the user's own group
+        ((1000, 100, 0o644), None),
+        ((1000, 100, 0o664), "can be written by the group 100"),
+        ((1000, 1000, 0o646), "can be written by everybody"),
+        ((1001, 1000, 0o600), "belongs to another user (uid 1001)"),
+        ((0, 0, 0o600), "belongs to another user (uid 0)"),
+    ],
+)
+def test_e24_who_besides_the_user_can_change_a_file(facts: tuple[int, int, int], said: str | None) -> None:
+    assert checkpoint.others(*facts, user=1000) == said

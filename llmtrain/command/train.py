@@ -10,7 +10,6 @@ import logging
 import os
 import platform
 import re
-import stat
 import sys
 import time
 import traceback
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 import llmtrain
-from llmtrain import cache, checkpoint, files, processes, runtime
+from llmtrain import cache, checkpoint, files, processes, runtime, sharding
 from llmtrain.callback.base import Callback
 from llmtrain.config import Composed, build, check_keys, did_you_mean, masked, read_yaml
 from llmtrain.data.base import Data, Target
@@ -523,7 +522,7 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
         for line in doubts(folder) if machine.main else ():
             log.warning("%s", line)
         if resume is not None and machine.main:
-            warn_of_others(resume)
+            checkpoint.warn_of_others(resume)
         ready = prepare(built, machine, folder, verb, resume)
         job, tokenizer, rows, anatomy = ready.job, ready.tokenizer, ready.rows, ready.anatomy
         with enough_memory(job):
@@ -609,7 +608,7 @@ def find_resume(folder: Path, settings: runtime.Settings) -> Path | None:
         if checkpoint.STEP.fullmatch(path.name) or (path / files.MANIFEST).is_file():
             wrong = files.problem(path) if path.is_dir() else "no such folder"
             if wrong:
-                raise CheckpointError(f"resume={path}: {wrong}", fix="resume=auto takes the newest checkpoint that is intact")
+                raise CheckpointError(f"resume={path}: {wrong}", fix=sharding.NEWEST)
             return path
         found = checkpoint.newest(path)
         if found is None:
@@ -1227,33 +1226,6 @@ def _write_changes(machine: Runtime, folder: Path, stored: dict[str, Any] | None
 
 def _write_resolved(folder: Path, resolved: dict[str, Any]) -> None:
     files.replace(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)).encode())
-
-
-def warn_of_others(path: Path) -> None:
-    """A warning where somebody else owns a checkpoint or can write to it: who can change it decides the weights.
-
-    A group of the same number as the user is by convention nobody else's.
-    """
-    if not hasattr(os, "getuid"):  # Windows
-        return
-    for each in (path, *sorted(path.iterdir())):
-        facts = each.stat()
-        wrong = others(facts.st_uid, facts.st_gid, facts.st_mode, os.getuid())
-        if wrong is not None:
-            name = each.name if each == path else f"{path.name}/{each.name}"
-            log.warning("%s %s: whoever can change a checkpoint decides what is trained; `chmod -R go-w %s`", name, wrong, path.parent)
-            return
-
-
-def others(owner: int, group: int, mode: int, user: int) -> str | None:
-    """Who besides `user` can write to a file, in words; None: nobody, but for the system's administrator."""
-    if owner != user:
-        return f"belongs to another user (uid {owner})"
-    if mode & stat.S_IWOTH:
-        return "can be written by everybody"
-    if mode & stat.S_IWGRP and group != user:
-        return f"can be written by the group {group}"
-    return None
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -27,7 +27,6 @@ from llmtrain.report.study import Run
 SWEEP, MEMBERS, RUN, CONFIG = "sweep.json", "members", "run.json", "config.yaml"
 VERSION = 1  # of sweep.json
 LONGEST = 10_000  # characters of a setting in which references were replaced
-MEMBER = re.compile(r"[A-Za-z0-9=._-]{1,200}")  # the name of a member's folder, or of a file in it
 DEPTH = 4  # folders below a path in which runs are looked for: runs/ holds verbs, these hold runs and sweeps, sweeps hold members
 
 # Settings that say where a run is kept, on what it runs and what is written down meanwhile: of equal runs they may differ.
@@ -134,7 +133,7 @@ def _sweep(home: Path) -> Gathered:
         CheckpointError: sweep.json cannot be read.
     """
     content = _book(home / SWEEP)
-    entries = [entry for entry in content["members"] if isinstance(entry, dict) and _is_member(entry.get("name"))]
+    entries = [entry for entry in content["members"] if isinstance(entry, dict) and files.is_member(entry.get("name"))]
     typed = [[str(text) for text in _listed(entry.get("overrides"))] for entry in entries]
     shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
     own = [tuple(text for text in texts if text not in shared) for texts in typed]
@@ -161,11 +160,6 @@ def _book(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}", fix=f"the paths of its members, {path.parent / MEMBERS}/*, can be given one by one") from error
     return dict(content)
-
-
-def _is_member(name: Any) -> bool:
-    """Whether it is the name of a member's folder, and of none outside of the sweep's."""
-    return isinstance(name, str) and bool(MEMBER.fullmatch(name)) and bool(name.strip("."))
 
 
 def _as_booked(run: Run, entry: Mapping[str, Any], folder: Path) -> Run:
@@ -261,7 +255,7 @@ def _run(home: Path, swept: frozenset[str] = frozenset(), further: str = "") -> 
     sections = tuple({"section": name, **_mapping(facts)} for name, facts in _mapping(freezing.get("sections")).items())
     metric = str(best.get("metric") or metric_of(config))
     named = str(config.get("callback.metrics.file") or "metrics.jsonl")
-    curve, other, remark = _records(home / (named if _is_member(named) else "metrics.jsonl"))
+    curve, other, remark = _records(home / (named if files.is_member(named) else "metrics.jsonl"))
     status, reason = _status(home, opened)
     verb = str(record.get("verb") or ("finetune" if "cache.use" in config else "pretrain"))
     overrides = _overrides(home)
@@ -512,16 +506,11 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def numbers(value: Any) -> dict[str, float]:
     """The numbers of a record, nan and inf among them; what else it holds is left out."""
-    return {str(name): number for name, number in _mapping(value).items() if _is_number(number)}
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a number, and one that a float can hold."""
-    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000)
+    return {str(name): number for name, number in _mapping(value).items() if files.is_number(number)}
 
 
 def _number(value: Any) -> float:
-    return float(value) if _is_number(value) else math.nan
+    return float(value) if files.is_number(value) else math.nan
 
 
 def _listed(value: Any) -> list[Any]:

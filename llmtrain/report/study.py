@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmtrain import files
 from llmtrain.config import did_you_mean
 from llmtrain.errors import ConfigError
 
@@ -247,8 +248,7 @@ def study(gathered: Gathered, metric: str | None = None, reference: str | None =
 
 def identity(value: Any) -> str:
     """A value as text that is equal for equal values: 1 and 1.0 are, 1 and true are not."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000  # beyond, no float is equal
-    return json.dumps(float(value) if whole else value, sort_keys=True, default=str)
+    return json.dumps(float(value) if files.is_number(value) else value, sort_keys=True, default=str)
 
 
 def _once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -22,7 +21,6 @@ from llmtrain import files
 from llmtrain.errors import CheckpointError, shown
 
 FILE, MEMBERS, VERSION = "sweep.json", "members", 1
-MEMBER = re.compile(r"[A-Za-z0-9=._-]{1,200}")  # what the plan makes of overrides and a hash
 
 
 class Status(Enum):
@@ -73,7 +71,7 @@ class Entry:
             ValueError, KeyError: a value that an entry does not have.
         """
         known = files.of_type(cls, content)
-        if not (MEMBER.fullmatch(known["name"]) and known["name"].strip(".")):
+        if not files.is_member(known["name"]):
             raise ValueError(f"{shown(known['name'])} is no name of a member")
         if not all(0 <= (known.get(name) or 0) < math.inf for name in ("seconds", "expected_seconds")):
             raise ValueError(f"{known['name']} took no number of seconds")

@@ -480,22 +480,6 @@ def test_e24_a_checkpoint_that_others_can_write_to_is_named_once(train: Train, s
     assert line.startswith("step-00000004/model.safetensors can be written by everybody: ")
 
 
-@pytest.mark.parametrize(
-    ("facts", "said"),
-    [
-        ((1000, 1000, 0o644), None),
-        ((1000, 1000, 0o664), None),  # the user's own group
-        ((1000, 100, 0o644), None),
-        ((1000, 100, 0o664), "can be written by the group 100"),
-        ((1000, 1000, 0o646), "can be written by everybody"),
-        ((1001, 1000, 0o600), "belongs to another user (uid 1001)"),
-        ((0, 0, 0o600), "belongs to another user (uid 0)"),
-    ],
-)
-def test_e24_who_besides_the_user_can_change_a_file(facts: tuple[int, int, int], said: str | None) -> None:
-    assert command.others(*facts, user=1000) == said
-
-
 # --- numbers that are none ----------------------------------------------------------------------------------------
 
 
