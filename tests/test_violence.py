@@ -58,11 +58,16 @@ class Unbroken:
     events: list[tuple[str, str]]
 
 
+def pretrain(folder: Path) -> None:
+    """A run with all that it writes: the picture and the samples too, which the `train` of other tests leaves out."""
+    assert cli.main(["pretrain", *tiny(*ASKED), f"output_dir={folder}"]) == 0
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Unbroken:
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     with Disk(folder) as disk:
-        assert cli.main(["pretrain", *tiny(*ASKED), f"output_dir={folder}"]) == 0
+        pretrain(folder)
     return Unbroken(folder, outcome(folder), disk.events)
 
 
@@ -138,13 +143,13 @@ def test_r16_a_newer_checkpoint_that_is_damaged_takes_no_place_of_those_that_are
 # --- killed: a whole run --------------------------------------------------------------------------------------------
 
 
-def kill_and_resume(train: Train, run: Path, at: int, fault: str) -> tuple[list[tuple[str, str]], int]:
+def kill_and_resume(run: Path, at: int, fault: str) -> tuple[list[tuple[str, str]], int]:
     """Kill a run at a file event and let the same command go on: the events until then, and the step it goes on from."""
     with Disk(run, at, fault) as disk, pytest.raises(Killed):
-        train(run, *ASKED)
+        pretrain(run)
     files.recover(run / "checkpoints")
     newest = step_of_newest(run)
-    train(run, *ASKED)
+    pretrain(run)
     return disk.events, newest
 
 
@@ -163,9 +168,9 @@ PLACES = [
 
 @pytest.mark.parametrize(("event", "nth", "fault"), PLACES)
 def test_e02_a_run_killed_at_a_file_event_goes_on_from_the_newest_whole_checkpoint_and_repeats_the_unbroken_one(
-    train: Train, tmp_path: Path, whole: Unbroken, capsys: pytest.CaptureFixture[str], event: tuple[str, str], nth: int, fault: str
+    tmp_path: Path, whole: Unbroken, capsys: pytest.CaptureFixture[str], event: tuple[str, str], nth: int, fault: str
 ) -> None:
-    events, newest = kill_and_resume(train, tmp_path / "run", number_of(whole.events, event, nth), fault)
+    events, newest = kill_and_resume(tmp_path / "run", number_of(whole.events, event, nth), fault)
     assert events[-1] == event
     assert f"from step {newest}\n" in capsys.readouterr().out
     assert outcome(tmp_path / "run") == whole.outcome
@@ -175,14 +180,14 @@ def test_e02_a_run_killed_at_a_file_event_goes_on_from_the_newest_whole_checkpoi
 @pytest.mark.long
 @pytest.mark.parametrize("fault", ["kill", "torn"])
 def test_e02_a_run_killed_at_any_file_event_at_all_repeats_the_unbroken_one(
-    train: Train, tmp_path: Path, whole: Unbroken, record_property: Callable[[str, Any], None], fault: str
+    tmp_path: Path, whole: Unbroken, record_property: Callable[[str, Any], None], fault: str
 ) -> None:
     points = [n for n, (kind, _) in enumerate(whole.events, 1) if fault == "kill" or kind == "fsync"]
     assert len(points) > 20
     failed = []
     for at in points:
         run = tmp_path / str(at)
-        kill_and_resume(train, run, at, fault)
+        kill_and_resume(run, at, fault)
         record = json.loads((run / "run.json").read_text())
         left = [path for path in run.rglob(".*") if path.name.startswith((".tmp-", ".old-")) or path.name.endswith(".new")]
         if outcome(run) != whole.outcome or record["status"] != "finished" or left:
@@ -627,7 +632,7 @@ def test_e11_a_full_disk_is_told_from_other_faults_whoever_wrote(error: Exceptio
 
 @pytest.mark.long
 def test_r8_a_disk_that_is_full_at_any_file_event_of_a_run_ends_it_with_6_or_not_at_all_and_the_resume_is_exact(
-    train: Train, tmp_path: Path, whole: Unbroken, record_property: Callable[[str, Any], None]
+    tmp_path: Path, whole: Unbroken, record_property: Callable[[str, Any], None]
 ) -> None:
     failed = []
     for at, event in enumerate(whole.events, 1):

@@ -998,7 +998,8 @@ def _compute_once(ready: Ready, stored: dict[str, Any] | None) -> Cut | None:
     decided = stored is not None and built.cache is not None and built.cache.use is cache.Use.auto
     asked = question(ready, cache.Use[stored["cache"]["use"]] if stored is not None and decided else None)
     cut = _planned(machine, asked) if asked is not None else None
-    if asked is not None and cut is None and asked.settings.use is cache.Use.always:
+    # Not of what `auto` once decided: a config that was changed since is refused, or taken up, where it is compared.
+    if asked is not None and cut is None and asked.settings.use is cache.Use.always and not decided:
         why = "every block moves in some phase" if built.objective.static else "the objective draws its inputs anew in every epoch"
         raise ConfigError(f"cache.use=always: {why}, so nothing can be computed once", fix="cache.use=auto")
     if asked is not None and cut is not None and cut.decision.use:
