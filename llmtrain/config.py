@@ -21,7 +21,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -220,11 +220,11 @@ def _composed(verb: str, overrides: list[str], user_dir: Path | None, sections: 
         if name not in chosen:
             OmegaConf.update(config, name, section, merge=False)
     preset = _preset(chosen.get("experiment"), user_dir)
-    _sources = _Sources(_used_files(verb, used, user_dir), {o.key_or_group for o in parsed} - own, list(_leaves(OmegaConf.to_container(config, resolve=False))))
+    _sources = _Sources(_used_files(verb, used, user_dir), {o.key_or_group for o in parsed} - own, list(flat(OmegaConf.to_container(config, resolve=False))))
     if "experiment" in config:
         path = find_yaml(f"experiment/{chosen.get('experiment')}", user_dir)
         raise ConfigError(f"{path}: its keys would stand below a key `experiment`", fix="make `# @package _global_` its first line")
-    composed = Composed(config, given=set(_leaves(preset)), notes=notes)
+    composed = Composed(config, given=set(flat(preset)), notes=notes)
     _drop_settings_of_another_kind(composed, chosen, preset, user_dir)
     _budget(config, preset.get("trainer"), "the experiment")
     for override in parsed:
@@ -505,12 +505,11 @@ def _budget(config: DictConfig, layer: Any, where: str) -> None:
             OmegaConf.update(config, f"trainer.{name}", None)
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as whole key, such as `model.dropout` → value. An empty section is a value."""
+    if isinstance(tree, dict) and (tree or not prefix):
+        return {k: v for name, part in tree.items() for k, v in flat(part, f"{prefix}.{name}" if prefix else str(name)).items()}
+    return {prefix: tree}
 
 
 # --- what a YAML file may not hold --------------------------------------------------------------------------------
@@ -756,7 +755,7 @@ def check_keys(config: DictConfig, allowed: Iterable[str], sections: Iterable[st
     names = set(allowed)
     for name in config:
         if name not in names:
-            raise unknown_key(str(name), [k for k in _leaves(OmegaConf.to_container(config, resolve=False)) if k.split(".")[0] in names])
+            raise unknown_key(str(name), [k for k in flat(OmegaConf.to_container(config, resolve=False)) if k.split(".")[0] in names])
     for name in sorted(sections):
         if name not in config:
             raise ConfigError(f"the config has no section {name!r}", fix="a file that replaces a shipped one keeps its defaults list and its sections")

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,25 @@ def finetune(pretrained: Pretrained) -> Train:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send this process a SIGTERM when a step is done."""
+    from llmtrain.callback.progress import Progress
+
+    before = Progress.on_step
+
+    def on_step(self: Progress, run: Any, state: Any, done: Any) -> None:
+        before(self, run, state, done)
+        if state.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "on_step", on_step)
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return found
 
 
 def outcome(run: Path) -> dict[str, Any]:

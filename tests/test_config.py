@@ -546,7 +546,7 @@ def test_what_was_given_is_known_from_the_command_line_and_the_experiment(tmp_pa
     ],
 )
 def test_a_key_without_effect_is_reported(overrides: list[str], key: str) -> None:
-    from llmtrain.command.train import parts, without_effect
+    from llmtrain.command.parts import parts, without_effect
 
     composed = compose("pretrain", overrides)
     lines = without_effect(parts(composed.config), composed.given)
@@ -554,7 +554,7 @@ def test_a_key_without_effect_is_reported(overrides: list[str], key: str) -> Non
 
 
 def test_a_default_without_effect_is_not_reported() -> None:
-    from llmtrain.command.train import parts, without_effect
+    from llmtrain.command.parts import parts, without_effect
 
     composed = compose("pretrain", ["objective.packing=false"])
     assert without_effect(parts(composed.config), composed.given) == []

@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from llmtrain import cache, checkpoint, frozen, runtime
 from llmtrain.callback.base import Step
 from llmtrain.cli import main
-from llmtrain.command import train as recipe
+from llmtrain.command import parts, train as recipe
+from llmtrain.command.parts import Parts
 from llmtrain.config import build, compose
 from llmtrain.data import loader
 from llmtrain.errors import ConfigError
@@ -101,11 +102,11 @@ def config(*overrides: str) -> DictConfig:
 
 
 @functools.cache
-def checked(store: str, *overrides: str) -> recipe.Parts:
-    return recipe.parts(config(*overrides))
+def checked(store: str, *overrides: str) -> Parts:
+    return parts.parts(config(*overrides))
 
 
-def parts(*overrides: str) -> recipe.Parts:
+def built_of(*overrides: str) -> Parts:
     """The parts of a run, checked. Runs that differ in the cache alone have the same, with data read once."""
     of_cache = [override for override in overrides if override.startswith("cache.")]
     built = checked(os.environ["LLMTRAIN_CACHE"], *(override for override in overrides if override not in of_cache))
@@ -119,7 +120,7 @@ def look(pretrained: Pretrained, tmp_path: Path) -> Callable[..., recipe.Ready]:
     def run(*overrides: str, of: str = "bert") -> recipe.Ready:
         folder = tmp_path / f"begun{len(list(tmp_path.glob('begun*')))}"
         folder.mkdir()
-        built = parts(f"model.checkpoint={pretrained(of)}", *overrides)
+        built = built_of(f"model.checkpoint={pretrained(of)}", *overrides)
         return recipe.prepare(built, runtime.start(built.runtime, built.model.width), folder, "finetune", None)
 
     return run

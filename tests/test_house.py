@@ -14,7 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from llmtrain.cli import VERBS
-from llmtrain.command.train import parts
+from llmtrain.command.parts import parts
 from llmtrain.config import _kind, build, compose, groups, kinds
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ FLOORS = {
     7: ("__main__",),
     6: ("cli", "worker"),
     5: ("command",),
-    4: ("trainer", "frozen", "sweep", "launcher", "report"),
+    4: ("trainer", "frozen", "changes", "sweep", "launcher", "report"),
     3: ("objective", "finetune", "callback", "task", "schedule", "cache", "optimizer", "checkpoint", "estimate"),
     2: ("model", "data", "sharding"),
     1: ("config", "runtime", "processes", "state", "seeding", "files", "machine"),
@@ -74,9 +74,9 @@ def allowed(path: Path, module: str) -> bool:
         return True
     if here[0] != there[0]:
         return FLOOR[here[0]] > FLOOR[there[0]]
-    # Inside a folder: its base, or a named helper, never another kind; commands share `train` alone.
+    # Inside a folder: its base, or a named helper, never another kind; commands share `train` and its `parts` alone.
     if here[0] == "command":
-        return there == ["command", "train"]
+        return there in (["command", "train"], ["command", "parts"])
     return there[1] == "base" or there[1] not in groups().get(here[0], [])
 
 
@@ -218,6 +218,7 @@ TESTED_ELSEWHERE = {
     "command/pretrain",
     "command/finetune",
     "command/train",
+    "command/parts",
 }
 
 

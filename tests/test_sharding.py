@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from llmtrain import checkpoint, files, sharding
-from llmtrain.command.train import parts, without_effect
+from llmtrain.command.parts import parts, without_effect
 from llmtrain.config import compose
 from llmtrain.errors import CheckpointError, ConfigError, DeviceError, LLMTrainError
 from llmtrain.runtime import Precision, refuse_undividable

@@ -15,8 +15,7 @@ from llmtrain import trainer
 from llmtrain.cli import main
 from llmtrain.errors import ConfigError, Stopped
 from llmtrain.objective.base import IGNORED, Batch
-from tests.command.test_train import stop_after
-from tests.conftest import TINY_FINETUNE, Pretrained, Train, tiny
+from tests.conftest import TINY_FINETUNE, Pretrained, Train, stop_after, tiny
 from tests.table import missing
 
 TABLE: dict[str, tuple[str, ...]] = {

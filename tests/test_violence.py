@@ -640,7 +640,7 @@ def test_r8_a_disk_that_is_full_at_any_file_event_of_a_run_ends_it_with_6_or_not
         with Disk(run, at, "full"):
             code = cli.main(["pretrain", *tiny(*ASKED), f"output_dir={run}"])
         half = list((run / "checkpoints").glob(".*")) if (run / "checkpoints").is_dir() else []
-        train(run, *ASKED)
+        pretrain(run)
         if code not in (0, 6) or half or outcome(run) != whole.outcome:
             failed.append((at, event, code, half))
         shutil.rmtree(run)
@@ -698,10 +698,9 @@ def wrong(row: dict[str, Any]) -> str:
     return ""
 
 
-POINTS = int(os.environ.get("LLMTRAIN_CHAOS_POINTS", "16"))
+POINTS = int(os.environ.get("LLMTRAIN_CHAOS_POINTS", "8"))  # of each mode a quarter: a run's first change of a file, and the one in the middle
 
 
-@pytest.mark.long
 def test_r5_ckpt_chaos_finds_nothing_in_one_process(tmp_path: Path, record_property: Callable[[str, Any], None]) -> None:
     judged(chaos(tmp_path, points=POINTS), record_property, POINTS)
 

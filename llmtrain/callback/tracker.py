@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmtrain.callback.base import Callback, Run, Step
+from llmtrain.config import flat
 from llmtrain.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Tracker(Callback):
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
         available = {str(t) for t in get_available_trackers()}
+        # What every tracker takes.
+        settings = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in flat(run.config).items()}
         for name in self.use:
             if name not in LOGGER_TYPE_TO_CLASS:
                 raise ConfigError(f"callback.tracker.use={name}: no such tracker", allowed=", ".join(sorted(LOGGER_TYPE_TO_CLASS)))
@@ -44,7 +47,7 @@ class Tracker(Callback):
                 where = {"logging_dir": str(run.folder)} if cls.requires_logging_directory else {}
                 tracker = cls(self.project, **where)
                 tracker.start()
-                tracker.store_init_configuration(_flat(run.config))
+                tracker.store_init_configuration(settings)
                 self._trackers.append(tracker)
 
     def on_step(self, run: Run, state: RunState, step: Step) -> None:
@@ -61,10 +64,3 @@ class Tracker(Callback):
     def _log(self, values: dict[str, Any], step: int) -> None:
         for tracker in self._trackers:
             tracker.log({k: v for k, v in values.items() if k != "step"}, step=step)
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `a.b.c` → a value that every tracker takes."""
-    if isinstance(tree, dict):
-        return {k: v for name, value in tree.items() for k, v in _flat(value, f"{prefix}.{name}" if prefix else str(name)).items()}
-    return {prefix: tree if isinstance(tree, (int, float, str, bool)) else str(tree)}

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from llmtrain import files, runtime
 from llmtrain.command import train
+from llmtrain.command.parts import refuse_wrong_pair
 from llmtrain.config import Composed, build, parse, read_yaml
 from llmtrain.data.base import SPLITS, Data
 from llmtrain.errors import CheckpointError, ConfigError, DataError, printable, require
@@ -82,7 +83,7 @@ def command(composed: Composed, overrides: list[str]) -> int:
     model, objective, data = build(config.model, Model, "model"), build(config.objective, Objective, "objective"), build(config.data, Data, "data")
     if model.tokenizer_path is None:
         raise ConfigError("evaluate needs weights that exist", fix="model=checkpoint model.checkpoint=FOLDER")
-    train.refuse_wrong_pair(model, objective)
+    refuse_wrong_pair(model, objective)
     if model.positions is not None and data.max_length > model.positions:
         raise ConfigError(f"data.max_length={data.max_length}: the model reads at most {model.positions} positions", fix=f"data.max_length={model.positions}")
     for line in without_effect(objective, data, composed.given):

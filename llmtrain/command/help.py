@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from llmtrain.config import compose, find_yaml, groups, groups_of
+from llmtrain.config import compose, find_yaml, flat, groups, groups_of
 from llmtrain.errors import ConfigError
 
 WIDTH = 120  # columns
@@ -46,7 +45,7 @@ def page(verb: str, about: str, overrides: Sequence[str] = (), user_dir: Path | 
             comments |= {f"{name}.{key}": text for key, text in own.items()}
     for name in config.get("callback", {}):
         comments |= {f"callback.{name}.{key}": text for key, text in _comments(f"callback/{name}", user_dir).items()}
-    for key, value in _flat(config):
+    for key, value in _typed(config):
         lines.append(_row(f"  {f'{key}={value}':<42}  ", comments.get(key, "")))
     lines += ["", f"`llmtrain {verb} GROUP=OPTION --help` lists the keys of another option."]
     return "\n".join(lines)
@@ -73,14 +72,7 @@ def _comments(name: str, user_dir: Path | None) -> dict[str, str]:
     return found
 
 
-def _flat(config: DictConfig) -> list[tuple[str, str]]:
+def _typed(config: DictConfig) -> list[tuple[str, str]]:
     """Every setting with its value as it would be typed."""
-
-    def walk(tree: Any, prefix: str) -> Iterator[tuple[str, str]]:
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{name}.")
-            elif name != "kind":
-                yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
-
-    return list(walk(OmegaConf.to_container(config, resolve=False), ""))
+    settings = flat(OmegaConf.to_container(config, resolve=False))
+    return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in settings.items() if key.split(".")[-1] != "kind" and value != {}]

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmtrain import files, processes, runtime
 from llmtrain.command import train
+from llmtrain.command.parts import Parts, fits, parts
 from llmtrain.config import Composed, Typed, build, compose, multirun
 from llmtrain.errors import CheckpointError, ConfigError, LLMTrainError, Stopped, printable, shown
 from llmtrain.launcher.base import Handle, Job, Launcher, Start
@@ -163,15 +164,15 @@ def planned(verb: str, overrides: list[str], config_dir: Path | None, *, rehears
         _name_newest(composed.config, verb, newest, rehearse)
         return composed
 
-    def common() -> train.Parts:
+    def common() -> Parts:
         """What all members have, but for settings of modes, which not every mode has."""
-        return train.parts(member([text for text in typed.fixed if not text.startswith("finetune.")]).config)
+        return parts(member([text for text in typed.fixed if not text.startswith("finetune.")]).config)
 
     space = Space(swept=typed.swept, given=typed.given, limit=limit, depth=lambda: _depth(common()), metric=lambda: _metric(common(), search.decides))
     points = search.corners(space) if search.adaptive else search.points(space)
     made = plans.members(points, member, typed.fixed)
     for one in made.members:
-        train.fits(train.parts(one.config))
+        fits(parts(one.config))
     if search.adaptive:  # it asks for its points when it knows more: these have shown that the space is sound
         made = dataclasses.replace(made, members=(), runs={})
     about = {
@@ -207,7 +208,7 @@ def _name_newest(config: DictConfig, verb: str, newest: dict[str, str], rehearse
         config.model.checkpoint = newest["newest"]
 
 
-def _depth(parts: train.Parts) -> int:
+def _depth(parts: Parts) -> int:
     """Blocks of the model.
 
     Raises:
@@ -218,7 +219,7 @@ def _depth(parts: train.Parts) -> int:
     return parts.model.blocks
 
 
-def _metric(parts: train.Parts, wanted: str | None) -> tuple[str, bool]:
+def _metric(parts: Parts, wanted: str | None) -> tuple[str, bool]:
     """The metric that decides, and whether more of it is better.
 
     Raises:
@@ -628,8 +629,8 @@ def _looked(home: Path, verb: str, config: DictConfig, before: list[train.Ready]
     """A member up to its first update. Parameters that are equal to those of one before it become the same tensors: they are read once."""
     import torch
 
-    built = train.parts(config)
-    train.fits(built)
+    built = parts(config)
+    fits(built)
     machine = runtime.start(built.runtime, built.model.width)
     home.mkdir(parents=True, exist_ok=True)
     with runtime.logging_to(machine, None):

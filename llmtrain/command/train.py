@@ -9,11 +9,10 @@ import json
 import logging
 import os
 import platform
-import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,22 +20,19 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 import llmtrain
-from llmtrain import cache, checkpoint, files, processes, runtime, sharding
-from llmtrain.callback.base import Callback
-from llmtrain.config import Composed, build, check_keys, did_you_mean, masked, read_yaml
+from llmtrain import cache, changes, checkpoint, files, processes, runtime, sharding
+from llmtrain.command.parts import Parts, advice, fits, parts, without_effect
+from llmtrain.config import Composed, build, flat, masked, read_yaml
 from llmtrain.data.base import Data, Target
-from llmtrain.data.tokenizer import TOKENS, TRAINED, TokenizerSettings
 from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError, DistributedError, LLMTrainError, Stopped, printable, shown
 from llmtrain.finetune.base import Finetune, Phase
 from llmtrain.machine import doubts
-from llmtrain.model.base import Attention, Combine, Head, HeadKind, Model, Outputs, Pooling, no_separation
+from llmtrain.model.base import Attention, Combine, Head, HeadKind, Outputs, Pooling
 from llmtrain.objective.base import IGNORED, Direction, Objective, Totals
-from llmtrain.optimizer import Optimizer
 from llmtrain.runtime import Runtime
-from llmtrain.schedule.base import Schedule
 from llmtrain.seeding import generator, key
 from llmtrain.state import RunState
-from llmtrain.trainer import Evaluation, Settings as TrainerSettings, Stage, Trainer
+from llmtrain.trainer import Stage, Trainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,227 +42,6 @@ if TYPE_CHECKING:
     from llmtrain.model.anatomy import Anatomy
 
 log = logging.getLogger("llmtrain")
-
-# Keys that a resume may change: they say where, how long and how often, not what is learned.
-FREE = (
-    "name", "output_dir", "resume", "device", "devices", "threads", "distributed", "callback", "evaluation", "checkpoint", "data.num_workers",
-    "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.log_every_steps", "trainer.micro_batch_size",
-    "trainer.max_skipped", "trainer.spike_window", "on_nonfinite", "allow_change",
-    "finetune.lr", "finetune.epochs", "finetune.batch_size", "finetune.weight_decay", "cache",
-    "derived.total_steps", "derived.total_tokens", "derived.versions",
-)  # fmt: skip
-# Of these, the ones that change the bits all the same.
-BITS = (
-    "cache.use", "cache.dtype", "device", "devices", "distributed.strategy", "threads", "derived.versions",
-    "trainer.micro_batch_size", "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens",
-)  # fmt: skip
-# What the run found out, and the sections that it may follow from: who allows a change there allows this one.
-FOLLOWS = {
-    "derived.train_data": ("data", "objective"),
-    "derived.train_sequences": ("data", "objective"),
-    "derived.tokenizer": (),
-    "derived.vocabulary": (),
-    "derived.base": (),
-}
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Every part of a run as a checked object. Nothing is loaded yet, and neither torch nor transformers imported."""
-
-    runtime: runtime.Settings
-    model: Model
-    objective: Objective
-    data: Data
-    finetune: Finetune
-    schedule: Schedule
-    tokenizer: TokenizerSettings
-    optimizer: Optimizer
-    trainer: TrainerSettings
-    evaluation: Evaluation
-    checkpoint: checkpoint.Settings
-    cache: cache.Settings | None
-    callbacks: list[Callback]
-
-
-def parts(config: DictConfig) -> Parts:
-    """Build every part, so that every setting is checked before anything is downloaded or allocated.
-
-    Raises:
-        ConfigError: naming the key.
-    """
-    own = {f.name for f in dataclasses.fields(runtime.Settings)}
-    named = {f.name for f in dataclasses.fields(Parts)} - {"runtime", "callbacks", "cache"}
-    check_keys(config, own | named | {"callback", "experiment", "cache"}, named | {"callback"})
-    top = OmegaConf.create({name: config._get_node(name) for name in own if name in config}, parent=None)
-    settings = build(top, runtime.Settings, "")
-    refuse_unknown_changes(settings.allow_change, config)
-    bases: dict[str, type[Any]] = {
-        "model": Model,
-        "objective": Objective,
-        "data": Data,
-        "finetune": Finetune,
-        "schedule": Schedule,
-        "tokenizer": TokenizerSettings,
-        "optimizer": Optimizer,
-        "trainer": TrainerSettings,
-        "evaluation": Evaluation,
-        "checkpoint": checkpoint.Settings,
-    }
-    kept = build(config.cache, cache.Settings, "cache") if "cache" in config else None  # finetuning alone has one
-    built = {name: build(config[name], base, name) for name, base in bases.items()}
-    callbacks = [build(node, Callback, f"callback.{name}") for name, node in config.callback.items()]
-    found = Parts(runtime=settings, callbacks=callbacks, cache=kept, **built)
-    check(found)
-    return found
-
-
-def refuse_unknown_changes(allowed: list[str], config: DictConfig) -> None:
-    """Refuse keys in `allow_change` that no config has."""
-    keys = list(_flat(OmegaConf.to_container(config, resolve=False)))
-    for wanted in allowed:
-        if wanted not in FOLLOWS and not any(_within(key, (wanted,)) for key in keys):
-            fix = did_you_mean(wanted, [*keys, *dict.fromkeys(key.split(".")[0] for key in keys)])
-            raise ConfigError(f"allow_change={wanted}: no such key", allowed="keys of the config, or sections such as optimizer", fix=fix)
-
-
-def check(parts: Parts) -> None:
-    """What no part can know alone, as far as it can be known without reading weights or data."""
-    metrics = list(parts.objective.metric_directions)
-    if parts.evaluation.best_metric not in (None, *metrics):
-        raise ConfigError(f"evaluation.best_metric={parts.evaluation.best_metric}: the objective has no such metric", allowed=", ".join(metrics))
-    parts.trainer.micro_size(parts.runtime.processes)
-    given = os.environ["WORLD_SIZE"] if runtime.in_worker() else ""
-    world = int(given) if given.isdigit() else parts.runtime.processes
-    runtime.refuse_undividable(parts.runtime, parts.runtime.device, parts.runtime.precision, world)
-    if parts.trainer.compile and world > 1 and parts.runtime.distributed.strategy is runtime.Strategy.fsdp:
-        raise ConfigError("trainer.compile=true with distributed.strategy=fsdp: nobody has tried the two together", fix="one of the two")
-    if parts.tokenizer.path is None and parts.model.tokenizer_path is None:  # else the tokenizer is loaded, and asked then
-        trained = parts.tokenizer.trained(parts.model.tokenizer_algorithm)
-        lacking = [TOKENS[name] for name in parts.objective.tokens if name not in TRAINED[trained]]
-        if lacking and fit_each_other(parts):
-            raise ConfigError(
-                f"tokenizer.algorithm={trained} makes no {' and no '.join(lacking)} token, which the objective needs",
-                allowed=", ".join(a for a, made in TRAINED.items() if made.issuperset(parts.objective.tokens)),
-            )
-    if parts.model.tokenizer_path is None:  # else it takes the config of the weights, which is read later
-        fits(parts)
-
-
-def fits(parts: Parts) -> None:
-    """Whether the model can answer the objective, on sequences of this length."""
-    limit = parts.model.positions
-    refuse_wrong_pair(parts.model, parts.objective)
-    refuse_wrong_head(parts)
-    for name, length in (("data.max_length", parts.data.max_length), ("data.short_length", parts.data.short_length)):
-        if length is not None and length < parts.objective.shortest:
-            raise ConfigError(f"{name}={length}: no sequence of the objective fits", allowed=f"{parts.objective.shortest} or more")
-    if parts.objective.separates and parts.model.separates is False:
-        raise no_separation("this model")
-    if limit is not None and parts.data.max_length > limit:
-        raise ConfigError(
-            f"data.max_length={parts.data.max_length}: the model reads at most {limit} positions",
-            fix=f"data.max_length={limit}, or a larger model.max_position_embeddings",
-        )
-
-
-PAIRS = "objective=next_token with causal models (GPT, Llama, …); masked_lm with bidirectional ones; sentence_order and bert with BERT's relatives"
-
-
-def fit_each_other(parts: Parts) -> bool:
-    return parts.objective.attention in (None, parts.model.attention)
-
-
-def refuse_wrong_pair(model: Model, objective: Objective) -> None:
-    """Whether a model can answer an objective at all.
-
-    Raises:
-        ConfigError: with the table of pairs that go together.
-    """
-    wanted = objective.attention
-    if wanted is not None and model.attention is not wanted:
-        loaded = model.tokenizer_path is not None
-        suits = {
-            Attention.causal: f"{'model.checkpoint=FOLDER of a GPT' if loaded else 'model=gpt_tiny'}, or objective=masked_lm",
-            Attention.bidirectional: f"{'model.checkpoint=FOLDER of a BERT' if loaded else 'model=bert_mini'}, or objective=next_token",
-        }
-        raise ConfigError(f"the objective asks for a {wanted.value} model, this one is {model.attention.value}", allowed=PAIRS, fix=suits[wanted])
-    if not model.wears(objective.head):
-        what = {Head.sentence_order: "head for pairs of segments", Head.pretraining: "class with a masked-LM head and a head for pairs of segments"}
-        raise ConfigError(f"transformers has no {what.get(objective.head, 'language-model head')} for this model's family", allowed=PAIRS)
-
-
-def refuse_wrong_head(parts: Parts) -> None:
-    """Whether the head of a task, the objective and the mode go together.
-
-    Raises:
-        ConfigError: with the way out.
-    """
-    objective, model, mode = parts.objective, parts.model, parts.finetune
-    if objective.head is not Head.task:
-        return
-    if parts.tokenizer.task_tokens and model.attention is not Attention.causal:
-        raise ConfigError(
-            "tokenizer.task_tokens=true: the model is bidirectional and has [CLS] and [SEP] for this",
-            allowed="causal models (GPT, Llama, …)",
-            fix="tokenizer.task_tokens=false",
-        )
-    if objective.asks_words and model.attention is not Attention.causal:
-        raise ConfigError("objective.weights.lm: the auxiliary loss of GPT-1 needs a causal model", fix="objective.weights.lm=0, or model=checkpoint of a GPT")
-    if model.head is HeadKind.family:
-        for what, wanted in {
-            "objective.symmetric=true": getattr(objective, "symmetric", False),
-            "objective=multiple_choice": objective.target is Target.choice,
-            "objective.weights.lm above 0": objective.asks_words,
-            "finetune.states": mode.reads != ("last", "concat"),
-        }.items():
-            if wanted:
-                raise ConfigError(f"model.head=family: the family's own head cannot do {what}", fix="model.head=pooled")
-
-
-def without_effect(parts: Parts, given: set[str]) -> list[str]:
-    """A line for each key that the user gave and that changes nothing."""
-    found: dict[str, str] = {}
-    for name in ("objective", "data", "schedule"):
-        found |= {f"{name}.{key}": why for key, why in getattr(parts, name).without_effect().items()}
-    if parts.tokenizer.path is not None or parts.model.tokenizer_path is not None:
-        found |= dict.fromkeys(("tokenizer.vocab_size", "tokenizer.algorithm"), "the tokenizer is loaded, not trained")
-    if parts.runtime.on_nonfinite is runtime.OnNonfinite.stop:
-        found["trainer.max_skipped"] = "on_nonfinite=stop"
-    if parts.runtime.processes == 1 and not runtime.in_worker():
-        found |= dict.fromkeys(("distributed.timeout_s", "distributed.strategy"), "there is one process")
-    if parts.model.tokenizer_path is None:
-        found["tokenizer.resize"] = "a model that starts from nothing is made to fit its tokenizer"
-    if parts.objective.head is not Head.task:
-        found |= dict.fromkeys(("model.head", "model.pooling", "tokenizer.task_tokens"), "they are for the objectives of a task")
-        found |= dict.fromkeys(("finetune.states", "finetune.combine", "finetune.standardise"), "the objective has a head of its own")
-    elif parts.finetune.reads[0] in ("last", "-1"):
-        found["finetune.combine"] = "one hidden state is read"
-    if not parts.finetune.trains_body:
-        found["trainer.gradient_checkpointing"] = "no block is trained"
-    if parts.objective.head is Head.task and parts.model.head is HeadKind.family:
-        found |= dict.fromkeys(("model.pooling", "finetune.standardise"), "the family's own head pools as it does")
-    if parts.cache is None:
-        found |= dict.fromkeys(
-            ("finetune.lr", "finetune.epochs", "finetune.batch_size", "finetune.weight_decay"),
-            "they are what `llmtrain finetune` takes where nothing else is given",
-        )
-    else:
-        own = {"finetune.lr": "optimizer.lr", "finetune.weight_decay": "optimizer.weight_decay", "finetune.batch_size": "trainer.batch_size"}
-        found |= {key: f"{other} is given" for key, other in own.items() if other in given}
-        found |= {"finetune.epochs": "another budget is given"} if given & {f"trainer.{n}" for n in ("max_steps", "max_epochs", "max_tokens")} else {}
-    if parts.cache is not None and parts.cache.use is cache.Use.never:
-        found |= dict.fromkeys(("cache.max_gb", "cache.dtype"), "cache.use=never")
-    free = [f"allow_change={key} has no effect: a resume may change it anyway" for key in parts.runtime.allow_change if _within(key, FREE)]
-    return [f"{key} has no effect: {why}" for key, why in found.items() if key in given] + free
-
-
-def advice(parts: Parts) -> list[str]:
-    """What is allowed and seldom meant."""
-    unit = getattr(getattr(parts.data, "documents", None), "value", None)
-    if "sentence_order" in parts.objective.terms and unit in ("line", "blank_line"):
-        return [f"data.documents={unit}: in short documents the first word tells the order of sentences; data.documents=file or chapter are meant for this"]
-    return []
 
 
 # --- where it runs ------------------------------------------------------------------------------------------------
@@ -371,18 +146,12 @@ def different(gather: Callable[[Any], list[Any]], config: DictConfig) -> ConfigE
     """An error where the processes of a run were given different configs, or are of different versions; the same on all of them."""
     import torch
 
-    own = {**_texts(OmegaConf.to_container(config, resolve=False)), "the version of llmtrain": llmtrain.__version__, "the version of torch": torch.__version__}
+    texts = {key: shown(masked(str(value))) for key, value in flat(OmegaConf.to_container(config, resolve=False)).items()}
+    own = {**texts, "the version of llmtrain": llmtrain.__version__, "the version of torch": torch.__version__}
     if len(set(gather(hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()))) == 1:
         return None
     found = processes.differing(gather(own))
     return ConfigError(f"the processes were given different configs: {'; '.join(found)}", fix="the same command on every node")
-
-
-def _texts(node: Any, prefix: str = "") -> dict[str, str]:
-    """Each value of a config under its whole key, as a message may show it."""
-    if isinstance(node, dict) and node:
-        return {key: value for name, part in node.items() for key, value in _texts(part, f"{prefix}.{name}" if prefix else str(name)).items()}
-    return {prefix: shown(masked(str(node)))}
 
 
 def _other_number(settings: runtime.Settings) -> ConfigError | None:
@@ -508,7 +277,7 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
     """Train in `folder`, on this process or as one of several."""
     built = parts(config)
     fits(built)
-    stored = _stored(folder)
+    stored = changes.stored(folder)
     settings = _as_stored(built.runtime, stored)
     machine = runtime.start(settings, built.model.width)
     with (
@@ -529,16 +298,16 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
             cut = _compute_once(ready, stored)
         resolved = _resolved(config, built, machine, job, tokenizer, cut)
         job.config = resolved
-        changes = _settle(machine, folder, stored, resolved, resume, settings.allow_change)
+        let = changes.settle(machine.main, folder, stored, resolved, resume, settings.allow_change)
         if resume and _already_complete(machine, job, resume):
             record.skip = True
             return
         _panel(built, machine, job, anatomy, folder, cut, verb)
         machine.begun.set()
         with enough_memory(job):
-            job.forget_best = _measured_otherwise(stored, resolved)
+            job.forget_best = changes.measured_otherwise(stored, resolved)
             job.restore()
-            _write_changes(machine, folder, stored, resolved, changes, job.state.step)
+            changes.write(machine.main, folder, stored, resolved, let, job.state.step)
             record.content["changes"] = resolved.get("changes", [])
             try:
                 state = job.fit()
@@ -664,14 +433,6 @@ def write_config(folder: Path, config: DictConfig, overrides: list[str]) -> None
 
 
 # --- its steps, in their order ------------------------------------------------------------------------------------
-
-
-def _stored(folder: Path) -> dict[str, Any] | None:
-    """resolved.yaml of a run that was started before; None for a new one."""
-    path = folder / "resolved.yaml"
-    if not path.is_file():
-        return None
-    return dict(OmegaConf.to_container(OmegaConf.load(path), resolve=False))  # type: ignore[arg-type]
 
 
 def _as_stored(settings: runtime.Settings, stored: dict[str, Any] | None) -> runtime.Settings:
@@ -1119,120 +880,6 @@ def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, 
     if job.base is not None:
         content["derived"]["base"] = job.base.digest
     return content
-
-
-def _settle(
-    machine: Runtime, folder: Path, stored: dict[str, Any] | None, resolved: dict[str, Any], resume: Path | None, allowed: list[str]
-) -> list[dict[str, Any]]:
-    """Write resolved.yaml at the first start; a resume compares with it.
-
-    Returns:
-        what differs in keys that `allow_change` names, and the bits with it: key, before and after of each.
-
-    Raises:
-        CheckpointError: what the run learns from, or how, is no longer the same.
-    """
-    if stored is None or resume is None:
-        if allowed:
-            log.info("allow_change has no effect: no checkpoint is gone on from")
-        if machine.main:
-            _write_resolved(folder, resolved)
-        return []
-    before, now = _flat(stored), _flat(resolved)
-    changed = _changed(before, now)
-    guarded = [k for k in changed if not _within(k, FREE)]
-    _refuse_change(folder, before, now, guarded, allowed)
-    idle = [k for k in allowed if not any(_within(c, (k,)) for c in changed)]
-    if idle:
-        log.info("allow_change: %s is as it was", ", ".join(idle))
-    step = checkpoint.run_state(resume).step
-    bits = [k for k in changed if _within(k, BITS)]
-    if bits:
-        lines = ", ".join(f"{k.removeprefix('derived.versions.')} was {before.get(k)} and is {now.get(k)}" for k in bits)
-        log.warning("not bitwise from step %d on: %s; the bits may differ from an unbroken run, the order of the samples does not", step, lines)
-    if "derived.total_steps" in changed:
-        log.info(
-            "the run is now %s updates long instead of %s: from here on the schedule follows the new length",
-            now["derived.total_steps"],
-            before["derived.total_steps"],
-        )
-    return [{"key": k, "before": before.get(k), "after": now.get(k)} for k in (*guarded, *bits)] if guarded else []
-
-
-def _refuse_change(folder: Path, before: dict[str, Any], now: dict[str, Any], guarded: list[str], allowed: list[str]) -> None:
-    """Refuse what nobody allowed, and what nobody can: a checkpoint of other weights, or of other token ids."""
-    lines = "; ".join(f"{k}: {_brief(before.get(k))} → {_brief(now.get(k))}" for k in guarded[:4])
-    lines += f" and {len(guarded) - 4} more" if len(guarded) > 4 else ""
-    anew = "give the same settings, or start anew with another output_dir"
-    if "derived.base" in guarded:
-        what = f"{folder} builds on {now['model.checkpoint']}, whose weights are not the ones that it started from"
-        raise CheckpointError(what, allowed="checkpoints leave out what equals those weights, so allow_change does not reach them", fix="restore those weights")
-    if any(_within(k, ("tokenizer", "derived.tokenizer", "derived.vocabulary")) for k in guarded):
-        what = f"{folder} was started with another config: {lines}"
-        raise CheckpointError(what, allowed="a run keeps its tokenizer, whose ids are rows of the model: allow_change does not reach it", fix=anew)
-    follows = {k for k in guarded if any(_within(c, FOLLOWS.get(k, ())) for c in guarded)}
-    let = {k for k in guarded if _within(k, allowed)}
-    let |= {k for k in follows if any(_within(c, FOLLOWS[k]) for c in let)}
-    if let.issuperset(guarded):
-        return
-    kinds = {k.partition(".")[0] for k in guarded if k.endswith(".kind")}  # another kind has other keys: the section is named
-    typed = dict.fromkeys(k.partition(".")[0] if k.partition(".")[0] in kinds else k for k in guarded if k not in follows)
-    raise CheckpointError(f"{folder} was started with another config: {lines}", fix=f"{anew}; or go on all the same: 'allow_change=[{','.join(typed)}]'")
-
-
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Keys whose values differ; of what is free, those that are known of both times: a run of an older llmtrain has not all of them."""
-    differ = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not _within(k, ("changes",))]
-    return [k for k in differ if not _within(k, FREE) or (k in before and k in now)]
-
-
-def _brief(value: Any) -> str:
-    """A value as a message shows it; of a hash, its beginning."""
-    return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{32,}", value) else printable(str(value))
-
-
-def _within(key: str, names: Collection[str]) -> bool:
-    """Whether a key is one of `names`, or stands in a section that is."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def _measured_otherwise(stored: dict[str, Any] | None, resolved: dict[str, Any]) -> str | None:
-    """Why metrics can no longer be held against those from before; None where they can."""
-    changed = _changed(_flat(stored), _flat(resolved)) if stored is not None else []
-    found = [k for k in changed if _within(k, ("data", "objective")) and k != "data.num_workers"]
-    return f"{', '.join(found)} changed" if found else None
-
-
-def _write_changes(machine: Runtime, folder: Path, stored: dict[str, Any] | None, resolved: dict[str, Any], changes: list[dict[str, Any]], step: int) -> None:
-    """Keep the history of what `allow_change` let through: resolved.yaml holds the config as it is from here on, and `changes` what was before.
-
-    Nothing is written before the checkpoint was found to fit, so that a config that is refused leaves no trace.
-    """
-    known = list((stored or {}).get("changes") or [])
-    # An earlier checkpoint than the one at which something changed: its updates are done again, under what holds now.
-    history = [{**change, "step": min(int(change["step"]), step)} for change in known] + [{"step": step, **change} for change in changes]
-    if not history:
-        return
-    resolved["changes"] = history
-    if changes:
-        lines = ", ".join(f"{c['key']} {_brief(c['before'])} → {_brief(c['after'])}" for c in changes)
-        order = any(_within(c["key"], ("data", "objective", "seed", "trainer.batch_size", "derived.train_data")) for c in changes)
-        more = "; the order of the samples is another one too: in this epoch some come again and some not at all" if order else ""
-        log.warning("from step %d on the run is no longer a function of one config: %s%s", step, lines, more)
-    if machine.main and history != known:
-        if stored is not None and "versions" in stored["derived"]:
-            resolved["derived"]["versions"] = stored["derived"]["versions"]  # those that it was started with
-        _write_resolved(folder, resolved)
-
-
-def _write_resolved(folder: Path, resolved: dict[str, Any]) -> None:
-    files.replace(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)).encode())
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict):
-        return {k: v for name, value in tree.items() for k, v in _flat(value, f"{prefix}.{name}" if prefix else str(name)).items()}
-    return {prefix: tree}
 
 
 def _already_complete(machine: Runtime, job: Trainer, resume: Path) -> bool:

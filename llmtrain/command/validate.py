@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from llmtrain import runtime
 from llmtrain.command import train
+from llmtrain.command.parts import advice, fits, parts, without_effect
 from llmtrain.config import Composed
 from llmtrain.errors import ConfigError, LLMTrainError
 
@@ -30,11 +31,11 @@ def command(composed: Composed, overrides: list[str]) -> int:
     elif composed.config.model.get("checkpoint") == "newest":
         print("  note: there is no pretrained run yet: a small one would be made first")
         composed.config.model = train.small_model(composed.config)
-    built = tick("settings: every key, type and range", lambda: train.parts(composed.config))
-    for line in composed.notes + train.without_effect(built, composed.given) + train.advice(built):
+    built = tick("settings: every key, type and range", lambda: parts(composed.config))
+    for line in composed.notes + without_effect(built, composed.given) + advice(built):
         print(f"  note: {line}")
     tick("folder: output_dir and resume", lambda: train.continued(built.runtime))
-    tick("model and objective fit", lambda: train.fits(built))
+    tick("model and objective fit", lambda: fits(built))
     tick("device and precision on this machine", lambda: runtime.check(built.runtime))
     tick("data: files are there and can be read", built.data.check)
     print(f"all checks passed; `llmtrain {verb}` with the same overrides would start")

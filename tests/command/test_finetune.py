@@ -22,11 +22,11 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from llmtrain import trainer
 from llmtrain.cli import main
 from llmtrain.command import train as recipe
+from llmtrain.command.parts import Parts, parts, without_effect
 from llmtrain.config import shipped_dir
 from llmtrain.errors import CheckpointError, ConfigError, Stopped
 from llmtrain.objective.base import Batch
-from tests.command.test_train import stop_after
-from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, tiny
+from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, stop_after, tiny
 
 # Each mode as it is asked for here, and the sections of the model that it trains.
 MODES: dict[str, tuple[tuple[str, ...], set[str]]] = {
@@ -505,7 +505,7 @@ def test_a_key_without_effect_is_noted(pretrained: Pretrained, verb: str, overri
 
     own = (f"model.checkpoint={pretrained('bert')}",) if verb == "finetune" else ()
     composed = compose(verb, [*overrides, *own])
-    assert [line for line in recipe.without_effect(recipe.parts(composed.config), composed.given) if line.startswith(f"{key} has no effect: ")]
+    assert [line for line in without_effect(parts(composed.config), composed.given) if line.startswith(f"{key} has no effect: ")]
 
 
 @pytest.mark.parametrize("key", ["finetune.lr=1e-4", "finetune.epochs=1", "model.pooling=cls", "cache.max_gb=1", "model.head=pooled"])
@@ -513,7 +513,7 @@ def test_a_key_with_effect_is_not_noted(pretrained: Pretrained, key: str) -> Non
     from llmtrain.config import compose
 
     composed = compose("finetune", [key, f"model.checkpoint={pretrained('bert')}"])
-    assert recipe.without_effect(recipe.parts(composed.config), composed.given) == []
+    assert without_effect(parts(composed.config), composed.given) == []
 
 
 def of_mode(mode: str, name: str) -> float:
@@ -529,8 +529,8 @@ def test_a_head_alone_has_a_higher_learning_rate_than_a_whole_model() -> None:
 def test_learning_rate_decay_batch_and_budget_are_the_modes_where_none_are_given(pretrained: Pretrained, mode: str) -> None:
     from llmtrain.config import compose
 
-    def built(*given: str) -> recipe.Parts:
-        return recipe.parts(compose("finetune", [f"finetune={mode}", f"model.checkpoint={pretrained('bert')}", *given]).config)
+    def built(*given: str) -> Parts:
+        return parts(compose("finetune", [f"finetune={mode}", f"model.checkpoint={pretrained('bert')}", *given]).config)
 
     assert built().optimizer.lr == of_mode(mode, "lr")
     assert built().optimizer.weight_decay == of_mode(mode, "weight_decay")

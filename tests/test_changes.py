@@ -1,0 +1,236 @@
+"""What a resume finds changed: refused with what to type, or let through and written down."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmtrain import changes
+from llmtrain.command import train as command
+from llmtrain.config import compose
+from llmtrain.errors import CheckpointError, ConfigError, Stopped
+from tests.command.test_train import damage
+from tests.conftest import Train, outcome, record_of, stop_after, tiny
+
+# What is typed, and what `allow_change` has to name for it.
+CHANGES = {
+    "seed=1": "seed",
+    "optimizer.lr=0.01": "optimizer.lr",
+    "optimizer.weight_decay=0": "optimizer.weight_decay",
+    "schedule=linear": "schedule",
+    "trainer.batch_size=4": "trainer.batch_size",
+    "trainer.clip_norm=null": "trainer.clip_norm",
+    "model.dropout=0.2": "model.dropout",
+    "data.documents=70": "data.documents",
+    "objective.packing=false": "objective.packing",
+}
+# What cannot be gone on with: what is typed, what is allowed, and why it is refused all the same.
+NEVER = {
+    "tokenizer.vocab_size=310": ("tokenizer.vocab_size", "a run keeps its tokenizer"),
+    "model.hidden_size=64": ("model.hidden_size", "the checkpoint does not fit the model"),
+}
+HISTORY = "from step 4 on the run is no longer a function of one config: "
+
+
+@pytest.fixture(scope="module")
+def stopped(token_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after 4 of 6 updates, with its best at 3. Take a copy."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    typed = [*tiny(), f"output_dir={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Stopped):
+            command.start(compose("pretrain", typed), typed, "pretrain")
+    for path in (folder / "checkpoints").rglob("*"):
+        path.chmod(path.stat().st_mode & ~0o022)  # whatever the umask
+    return folder
+
+
+def copy(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder, symlinks=True))
+
+
+@pytest.mark.parametrize("change", [*CHANGES, *NEVER])
+def test_e16_a_changed_key_is_refused_with_the_difference_and_with_what_to_type(train: Train, stopped: Path, tmp_path: Path, change: str) -> None:
+    run = copy(stopped, tmp_path / "run")
+    before = (run / "resolved.yaml").read_bytes()
+    with pytest.raises(CheckpointError, match="was started with another config: ") as caught:
+        train(run, change)
+    key, _, value = change.partition("=")
+    assert re.search(rf"{key}(\.kind)?: .* → {'None' if value == 'null' else value}", caught.value.what, re.IGNORECASE)
+    assert len(caught.value.screen().splitlines()) <= 6
+    typed = re.findall(r"'(allow_change=\[.*\])'", str(caught.value.fix))
+    if change.startswith("tokenizer"):
+        assert typed == []
+        assert NEVER[change][1] in str(caught.value.allowed)
+    else:
+        assert typed == [f"allow_change=[{CHANGES.get(change) or NEVER[change][0]}]"]
+    assert (run / "resolved.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [c if c == "data.documents=70" else pytest.param(c, marks=pytest.mark.long) for c in CHANGES])
+def test_r11_with_allow_change_it_goes_on_and_what_was_before_is_written_down(train: Train, stopped: Path, tmp_path: Path, change: str) -> None:
+    run = train(copy(stopped, tmp_path / "run"), change, f"allow_change=[{CHANGES[change]}]")
+    record, resolved = record_of(run), yaml.safe_load((run / "resolved.yaml").read_text())
+    assert (record["status"], record["steps"]) == ("finished", 6)
+    assert resolved["changes"] == record["changes"]
+    assert len(record["changes"]) >= 1
+    for entry in record["changes"]:
+        assert (entry["step"], set(entry)) == (4, {"step", "key", "before", "after"})
+        assert entry["before"] != entry["after"]
+        now = resolved
+        for part in entry["key"].split("."):
+            now = now.get(part, {}) if isinstance(now, dict) else now
+        assert now in (entry["after"], {})  # of another kind, keys that it does not have
+    assert any(entry["key"].startswith(CHANGES[change]) for entry in record["changes"])
+    said = [line for line in record["warnings"] if line.startswith(HISTORY)]
+    assert len(said) == 1
+    assert ("come again" in said[0]) == change.startswith(("seed", "data", "objective", "trainer.batch_size"))
+    assert any("looked for anew" in line for line in record["warnings"]) == change.startswith(("data", "objective"))
+
+
+def test_a_change_that_was_allowed_holds_from_there_on_and_stays_in_the_history(
+    train: Train, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, usual, asked = copy(stopped, tmp_path / "run"), copy(stopped, tmp_path / "usual"), ("optimizer.lr=0.01", "trainer.log_every_steps=1")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Stopped):
+            train(run, *asked, "allow_change=[optimizer.lr]")
+    train(run, *asked)  # it is the run's config now
+    record = record_of(run)
+    assert record["changes"] == [{"step": 4, "key": "optimizer.lr", "before": 0.002, "after": 0.01}]
+    assert record["warnings"] == []
+    rates = [{r["step"]: r["lr"] for r in outcome(folder)["metrics"] if "lr" in r} for folder in (run, train(usual, asked[1]))]
+    assert [rates[0][step] / rates[1][step] for step in (5, 6)] == pytest.approx([5, 5])
+    shutil.rmtree(run / "final")
+    with pytest.raises(CheckpointError, match=r"optimizer\.lr: 0\.01 → 0\.002"):
+        train(run)
+
+
+@pytest.mark.long
+def test_updates_that_are_done_again_from_before_a_change_are_under_the_new_config(train: Train, stopped: Path, tmp_path: Path) -> None:
+    run = train(copy(stopped, tmp_path / "run"), "optimizer.lr=0.01", "allow_change=[optimizer]", "checkpoint.keep_last=9")
+    assert [entry["step"] for entry in record_of(run)["changes"]] == [4]
+    shutil.rmtree(run / "final")
+    train(run, "optimizer.lr=0.01", f"resume={run / 'checkpoints' / 'step-00000003'}", "checkpoint.keep_last=9")
+    assert [entry["step"] for entry in record_of(run)["changes"]] == [3]
+
+
+def test_the_page_on_resuming_names_every_key_that_a_resume_may_change() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "resume.md").read_text()
+    (table,) = re.findall(r"## What may be different the next time\n(.*?)\n## ", page, re.DOTALL)
+    named = set(re.findall(r"`([\w.]+)`", table))
+    asked = {key for key in changes.FREE if not key.startswith(("derived.", "finetune.", "output_dir", "resume", "allow_change"))}
+    assert {key for key in asked if not {key, key.removeprefix("trainer.")} & named} == set()
+
+
+@pytest.mark.parametrize("change", NEVER)
+def test_what_cannot_be_gone_on_with_is_refused_with_its_reason_and_leaves_no_trace(train: Train, stopped: Path, tmp_path: Path, change: str) -> None:
+    run, (key, why) = copy(stopped, tmp_path / "run"), NEVER[change]
+    before = {name: (run / name).read_bytes() for name in ("resolved.yaml", "config.yaml", "checkpoints/step-00000004/manifest.json")}
+    with pytest.raises(CheckpointError) as caught:
+        train(run, change, f"allow_change=[{key}]")
+    assert caught.value.exit_code == 4
+    assert why in caught.value.screen()
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert not record_of(run).get("changes")
+
+
+def test_e16_r11_what_moves_may_change_where_its_stretches_fit(finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            finetune(tmp_path / "run", "finetune=last_layers", "finetune.blocks=1")
+    with pytest.raises(CheckpointError, match=r"finetune\.blocks: 1 → 2") as caught:
+        finetune(tmp_path / "run", "finetune=last_layers", "finetune.blocks=2")
+    assert "'allow_change=[finetune.blocks]'" in str(caught.value.fix)
+    record = record_of(finetune(tmp_path / "run", "finetune=last_layers", "finetune.blocks=2", "allow_change=[finetune.blocks]"))
+    assert [(entry["key"], entry["after"]) for entry in record["changes"]] == [("finetune.blocks", 2)]
+    assert (record["status"], record["freezing"]["frozen_but_moved"], record["freezing"]["trainable_but_still"]) == ("finished", [], [])
+
+
+@pytest.mark.long
+def test_a_stretch_that_the_new_settings_do_not_have_is_refused(finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Stopped):
+            finetune(tmp_path / "run", "finetune=gradual")
+    before = (tmp_path / "run" / "resolved.yaml").read_bytes()
+    with pytest.raises(CheckpointError, match="was started with another config") as caught:
+        finetune(tmp_path / "run", "finetune=full")
+    (typed,) = re.findall(r"'(allow_change=\[.*\])'", str(caught.value.fix))
+    assert "finetune" in typed
+    with pytest.raises(CheckpointError, match=r"stands in stretch \d of its training, and with these settings there are 1"):
+        finetune(tmp_path / "run", "finetune=full", typed)
+    assert (tmp_path / "run" / "resolved.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(("wrong", "near"), [("optimiser.lr", "optimizer.lr"), ("optimizr", "optimizer"), ("seed.x", "seed")])
+def test_a_key_that_allow_change_names_and_no_config_has_is_refused_before_anything_is_made(train: Train, tmp_path: Path, wrong: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"allow_change={wrong}: no such key") as caught:
+        train(tmp_path / "run", f"allow_change=[{wrong}]")
+    assert (caught.value.exit_code, caught.value.fix) == (2, f"did you mean '{near}'?")
+    assert not (tmp_path / "run").exists()
+
+
+def test_e18_r15_other_threads_and_versions_are_one_warning_and_the_run_goes_on(
+    train: Train, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = command.versions()
+    monkeypatch.setattr(command, "versions", lambda: {**now, "torch": "9.9", "transformers": "8.8"})
+    run = copy(stopped, tmp_path / "run")
+    before = (run / "resolved.yaml").read_bytes()
+    train(run, "threads=2", "allow_change=[threads]")
+    (said,) = record_of(run)["warnings"]
+    assert said.startswith("not bitwise from step 4 on: ")
+    for part in (f"torch was {now['torch']} and is 9.9", f"transformers was {now['transformers']} and is 8.8", "threads was 1 and is 2"):
+        assert part in said
+    assert "numpy" not in said
+    assert (run / "resolved.yaml").read_bytes() == before
+    assert "note: allow_change=threads has no effect" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_a_run_from_before_versions_were_kept_goes_on_without_a_warning(train: Train, stopped: Path, tmp_path: Path) -> None:
+    run = copy(stopped, tmp_path / "run")
+    resolved = yaml.safe_load((run / "resolved.yaml").read_text())
+    for section, name in (("derived", "versions"), ("trainer", "max_skipped"), ("trainer", "spike_window"), ("distributed", "strategy")):
+        del resolved[section][name]
+    del resolved["on_nonfinite"], resolved["allow_change"]
+    (run / "resolved.yaml").write_text(yaml.safe_dump(resolved))
+    assert record_of(train(run))["warnings"] == []
+
+
+@pytest.mark.parametrize(("fault", "said"), [("delete", "it is gone"), pytest.param("last byte", "optimizer.safetensors has ", marks=pytest.mark.long)])
+def test_e23_a_best_checkpoint_that_is_gone_or_damaged_is_said_and_the_best_is_looked_for_anew(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
+) -> None:
+    run, asked = tmp_path / "run", ("checkpoint.export=best", "trainer.max_steps=9")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Stopped):
+            train(run, *asked)
+    best = run / "checkpoints" / "step-00000003"
+    assert best.is_dir()
+    if fault == "delete":
+        shutil.rmtree(best)
+    else:
+        damage(best / "optimizer.safetensors", fault)
+    record = record_of(train(run, *asked))
+    (line,) = record["warnings"]
+    assert re.match(r"the best so far \(loss \S+ after step 3\) is forgotten and looked for anew: step-00000003 had it: ", line)
+    assert said in line
+    assert record["best"]["step"] in (6, 9)
+
+
+def test_e24_a_checkpoint_that_others_can_write_to_is_named_once(train: Train, stopped: Path, tmp_path: Path) -> None:
+    run = copy(stopped, tmp_path / "run")
+    for name in ("model.safetensors", "state.json"):
+        (run / "checkpoints" / "step-00000004" / name).chmod(0o666)
+    (line,) = record_of(train(run))["warnings"]
+    assert line.startswith("step-00000004/model.safetensors can be written by everybody: ")
