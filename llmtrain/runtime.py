@@ -145,6 +145,25 @@ def single(device: str, threads: str, precision: Precision) -> Settings:
 # --- one process of a run -----------------------------------------------------------------------------------------
 
 
+class Flag:
+    """What the handler of a signal may set.
+
+    A threading.Event has a lock: a signal that comes in the middle of its `set` or `wait` would wait there for itself, for ever.
+    """
+
+    def __init__(self) -> None:
+        self._on = False
+
+    def set(self) -> None:
+        self._on = True
+
+    def clear(self) -> None:
+        self._on = False
+
+    def is_set(self) -> bool:
+        return self._on
+
+
 @dataclass
 class Runtime:
     """What a run stands on, once decided: everything `auto` is replaced.
@@ -172,8 +191,8 @@ class Runtime:
     accelerator: Accelerator
     console: Console
     warnings: list[str] = field(default_factory=list)
-    signalled: threading.Event = field(default_factory=threading.Event)
-    begun: threading.Event = field(default_factory=threading.Event)
+    signalled: Flag = field(default_factory=Flag)
+    begun: Flag = field(default_factory=Flag)
 
     @property
     def main(self) -> bool:
@@ -595,7 +614,7 @@ class AtOnce(BaseException):
 
 
 AGAIN = "the same command starts it again"
-_heard = threading.Event()  # by `stopping_at_once`, also where what it raised was swallowed
+_heard = Flag()  # by `stopping_at_once`, also where what it raised was swallowed
 
 
 @contextlib.contextmanager
@@ -606,14 +625,14 @@ def stopping_at_once() -> Iterator[None]:
         Stopped: a signal came.
     """
     try:
-        with stopping_on_signals(_heard, threading.Event()):
+        with stopping_on_signals(_heard, Flag()):
             yield
     finally:
         _heard.clear()
 
 
 @contextlib.contextmanager
-def stopping_on_signals(event: threading.Event, begun: threading.Event | None = None, again: str = AGAIN) -> Iterator[None]:
+def stopping_on_signals(event: Flag, begun: Flag | None = None, again: str = AGAIN) -> Iterator[None]:
     """SIGTERM and Ctrl-C set `event`, and the loop acts at its next step; a second Ctrl-C ends the process at once.
 
     A handler must not save: it can interrupt a save half way. Before training there is nothing to save, and nobody looks at `event`

@@ -28,7 +28,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from omegaconf import OmegaConf
 
 from llmtrain import cli, files
-from llmtrain.config import _leaves, compose, shipped_dir
+from llmtrain.config import compose, flat, shipped_dir
 from llmtrain.data.base import Target
 from llmtrain.errors import LLMTrainError
 from tests.conftest import TINY
@@ -371,7 +371,7 @@ def typed_text(longest: int) -> st.SearchStrategy[str]:
 
 
 def keys() -> list[str]:
-    return sorted({key for verb in ("pretrain", "finetune") for key in _leaves(OmegaConf.to_container(compose(verb, []).config, resolve=False))})
+    return sorted({key for verb in ("pretrain", "finetune") for key in flat(OmegaConf.to_container(compose(verb, []).config, resolve=False))})
 
 
 @st.composite

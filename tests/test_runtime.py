@@ -9,8 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -261,7 +261,7 @@ def test_a_lock_is_released_where_the_run_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_only_sets_a_flag(number: signal.Signals) -> None:
-    event = threading.Event()
+    event = runtime.Flag()
     before = signal.getsignal(number)
     with runtime.stopping_on_signals(event):
         assert not event.is_set()
@@ -271,17 +271,46 @@ def test_a_signal_only_sets_a_flag(number: signal.Signals) -> None:
 
 
 def test_e15_the_second_ctrl_c_ends_it_at_once() -> None:
-    with pytest.raises(Interrupted) as caught, runtime.stopping_on_signals(threading.Event()):
+    with pytest.raises(Interrupted) as caught, runtime.stopping_on_signals(runtime.Flag()):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
     assert caught.value.exit_code == 130
 
 
 def test_a_second_sigterm_is_no_ctrl_c() -> None:
-    event = threading.Event()
+    event = runtime.Flag()
     with runtime.stopping_on_signals(event):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
+    assert event.is_set()
+
+
+def test_a_signal_in_the_middle_of_setting_the_flag_does_not_wait_for_itself() -> None:
+    """At every line of `set` and of what it calls, as a signal may come after any of them."""
+    event, struck = runtime.Flag(), list[int]()
+
+    def strike(frame: FrameType, kind: str, _: Any) -> Any:
+        if kind == "line" and len(struck) < 50:
+            struck.append(frame.f_lineno)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return strike
+
+    def enough(*_: object) -> None:
+        raise AssertionError("it waits for itself")
+
+    before = signal.signal(signal.SIGALRM, enough)
+    signal.alarm(20)
+    try:
+        with runtime.stopping_on_signals(event):
+            sys.settrace(lambda frame, *_: strike if frame.f_code.co_name in ("set", "notify_all", "notify") else None)
+            try:
+                event.set()
+            finally:
+                sys.settrace(None)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert struck
     assert event.is_set()
 
 
@@ -373,7 +402,7 @@ def test_f04_a_process_that_reads_data_and_dies_is_named(text: str, what: str) -
 def test_a_rank_that_has_failed_is_not_ended_by_a_signal_before_it_has_said_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    before, event = signal.getsignal(signal.SIGTERM), threading.Event()
+    before, event = signal.getsignal(signal.SIGTERM), runtime.Flag()
     try:
         with pytest.raises(ValueError, match="fault"), runtime.stopping_on_signals(event):
             raise ValueError("fault")

@@ -13,7 +13,6 @@ import json
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -132,7 +131,7 @@ def sweep(verb: str, overrides: list[str], config_dir: Path | None = None, *, re
     found.folder.mkdir(parents=True, exist_ok=True)
     with runtime.locked(found.folder):
         book = _book(found, retry_failed)
-        event = threading.Event()
+        event = runtime.Flag()
         with runtime.stopping_on_signals(event), found.launcher.opened(found.folder / STORE) as start:
             _run(found, book, start, event, console)
         return _last_words(found, book, console, event)
@@ -294,7 +293,7 @@ def _result(record: dict[str, Any]) -> tuple[str, float | None]:
 # --- running ------------------------------------------------------------------------------------------------------
 
 
-def _run(found: Plan, book: Book, start: Start, event: threading.Event, console: Console) -> None:
+def _run(found: Plan, book: Book, start: Start, event: runtime.Flag, console: Console) -> None:
     """Survey, store what is shared, and run all members that have not ended."""
     search = found.sweep.search(found.space, found.folder)
     open_ones = book.with_status(Status.waiting, Status.stopped)
@@ -460,7 +459,7 @@ def _signal(number: int) -> str:
 # --- what is shared -----------------------------------------------------------------------------------------------
 
 
-def _together(found: Plan, book: Book, entries: list[Entry], start: Start, event: threading.Event, console: Console) -> None:
+def _together(found: Plan, book: Book, entries: list[Entry], start: Start, event: runtime.Flag, console: Console) -> None:
     """Find out together what is computed once and how long all will take, print that, and make what is shared.
 
     Raises:
@@ -500,7 +499,7 @@ def _as_error(code: int, screen: str) -> LLMTrainError:
     return kinds.get(code, LLMTrainError)(lines.get("error", screen), allowed=lines.get("allowed"), fix=lines.get("fix"))
 
 
-def _followed(handle: Handle, folder: Path, event: threading.Event, console: Console, decided: Callable[[dict[str, Any]], None]) -> tuple[int, bool]:
+def _followed(handle: Handle, folder: Path, event: runtime.Flag, console: Console, decided: Callable[[dict[str, Any]], None]) -> tuple[int, bool]:
     """Wait for the shared pass: its exit code, and whether it came to a plan, which is printed as soon as it is there."""
     said, asked = False, False
     with console.status("looking at data and model …") as status:
@@ -575,7 +574,7 @@ def survey(folder: str, verb: str, wanted: list[tuple[str, dict[str, Any], int]]
         folder: plan.json is written there as soon as everything is decided, progress.json while the pass runs.
         wanted: (kind, config, how many members are of it).
     """
-    home, event = Path(folder), threading.Event()
+    home, event = Path(folder), runtime.Flag()
     processes.results(home)
     try:
         with runtime.stopping_on_signals(event):
@@ -586,7 +585,7 @@ def survey(folder: str, verb: str, wanted: list[tuple[str, dict[str, Any], int]]
     return Stopped.exit_code if event.is_set() else 0
 
 
-def _survey(home: Path, verb: str, wanted: list[tuple[str, dict[str, Any], int]], event: threading.Event) -> None:
+def _survey(home: Path, verb: str, wanted: list[tuple[str, dict[str, Any], int]], event: runtime.Flag) -> None:
     from llmtrain import frozen
 
     looked: dict[str, tuple[train.Ready, Question | None]] = {}
@@ -709,7 +708,7 @@ class _Screen:
         return f", about {_duration(seconds)} left"
 
 
-def _last_words(found: Plan, book: Book, console: Console, event: threading.Event) -> int:
+def _last_words(found: Plan, book: Book, console: Console, event: runtime.Flag) -> int:
     """The report, and the exit code.
 
     Raises:

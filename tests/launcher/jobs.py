@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.errors import DataError, Stopped
-from llmtrain.runtime import stopping_on_signals
+from llmtrain.runtime import Flag, stopping_on_signals
 
 PATIENCE_S = 60.0
 
@@ -93,10 +93,12 @@ def waits_stubbornly(note: str) -> int:
 
 def saves(note: str) -> int:
     """Wait for SIGTERM as a trainer does: its handler sets a flag, the loop saves and stops."""
-    event = threading.Event()
-    with stopping_on_signals(event):
+    asked, end = Flag(), time.monotonic() + PATIENCE_S
+    with stopping_on_signals(asked):
         Path(note).write_text(str(os.getpid()))
-        assert event.wait(PATIENCE_S), "nobody asked it to stop"
+        while not asked.is_set():
+            assert time.monotonic() < end, "nobody asked it to stop"
+            time.sleep(0.01)
     Path(f"{note}.saved").write_text("saved")
     raise Stopped("stopped by a signal at step 3")
 
