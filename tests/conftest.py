@@ -212,12 +212,12 @@ def realdata(*names: str) -> Path:
 
 
 # Fixtures under which a test trains, and of how many such cases of one test the ordinary run does.
-TRAINING, CASES = {"train", "finetune", "pretrained", "evaluate"}, 3
+TRAINING, CASES = {"train", "finetune", "pretrained", "evaluate"}, 2
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test with many cases that train, the first, the last and one between them; the others are long, unless the test chooses itself."""
+    """Of a test with many cases that train, the first and the last; the others are long, unless the test chooses itself."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if TRAINING & set(getattr(item, "fixturenames", ())):

@@ -105,7 +105,7 @@ def test_two_processes_give_the_losses_and_gradients_of_one(train: Train, tmp_pa
     assert done.stdout.count("starting from step 0") == 1
 
 
-@pytest.mark.parametrize("objective", [pytest.param(o, marks=() if o in ("next_token", "classification") else pytest.mark.long) for o in ANSWERS])
+@pytest.mark.parametrize("objective", [pytest.param(o, marks=() if o == "next_token" else pytest.mark.long) for o in ANSWERS])
 def test_two_processes_resume_exactly(tmp_path: Path, objective: str) -> None:
     steady = (*ANSWERS[objective], "schedule=constant", "devices=2", "model.dropout=0.1")
     assert launch(tmp_path / "unbroken", *steady, cwd=tmp_path).returncode == 0
@@ -116,6 +116,7 @@ def test_two_processes_resume_exactly(tmp_path: Path, objective: str) -> None:
     assert (a["weights"], a["optimizer"], a["final"]) == (b["weights"], b["optimizer"], b["final"])
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_all_processes_with_one_message_and_the_code(tmp_path: Path) -> None:
     done = launch(tmp_path / "run", "devices=2", "optimizer.lr=1e20", "trainer.clip_norm=null", "schedule=constant", "trainer.max_steps=20", cwd=tmp_path)
     assert done.returncode == 5

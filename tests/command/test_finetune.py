@@ -306,7 +306,7 @@ def launch(folder: Path, *overrides: str, cwd: Path) -> subprocess.CompletedProc
     return done
 
 
-@pytest.mark.parametrize("mode", ["features", "last_layers"])
+@pytest.mark.parametrize("mode", [pytest.param("features", marks=pytest.mark.long), "last_layers"])
 def test_two_processes_finetune_as_one_does(finetune: Train, pretrained: Pretrained, tmp_path: Path, mode: str) -> None:
     names, chosen = ("loss_class", "grad_norm", "lr"), (*asked(mode), "trainer.log_every_steps=1")
     one = finetune(tmp_path / "one", *chosen)

@@ -228,6 +228,7 @@ def test_a_failed_member_stays_failed_until_it_is_asked_for(run: Sweep) -> None:
     assert len(log.read_text()) > len(before)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not has_bf16("cpu"), reason="this processor has no bf16")
 def test_two_precisions_in_one_sweep_work(run: Sweep) -> None:
     """I05: each member has a process of its own."""
@@ -296,6 +297,7 @@ def test_a_sweep_that_is_told_to_stop_saves_its_members_and_goes_on_later(pretra
     assert outcomes("mine") == outcomes(two)
 
 
+@pytest.mark.long
 def test_a_sweep_that_was_killed_leaves_no_member_running(pretrained: Pretrained, two: Path, run: Sweep) -> None:
     """I02: killed and run again, finished members are skipped and the running one resumes."""
     process = started(typed(pretrained, "mine", *LONG))
@@ -394,6 +396,7 @@ def test_a_freezing_sweep_makes_its_points_from_the_model(run: Sweep) -> None:
     ]
 
 
+@pytest.mark.long
 def test_a_search_goes_on_where_it_was(run: Sweep) -> None:
     overrides = ("sweep=optuna", "sweep.trials=3", "sweep.sampler=random", "optimizer.lr=interval(1e-4,1e-2)")
     assert run("mine", *overrides) == 0

@@ -86,7 +86,7 @@ def test_a_budget_spans_both_lengths(train: Train, tmp_path: Path, budget: str) 
         assert len(records) == round(1.5 / (0.75 / -(-short // 8) + 0.25 / -(-long // 8)))
 
 
-@pytest.mark.parametrize("objective", SOME)
+@pytest.mark.parametrize("objective", [pytest.param(o, marks=() if o == "next_token" else pytest.mark.long) for o in ANSWERS])
 def test_the_number_of_workers_changes_no_bit_and_resumes_exactly(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str) -> None:
     asked = (*ANSWERS[objective], DROPOUT, MICRO)
     unbroken = outcome(train(tmp_path / "unbroken", *asked))
