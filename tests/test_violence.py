@@ -28,7 +28,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmtrain import cache, checkpoint, cli, files, runtime, trainer
+from llmtrain import cache, changes, checkpoint, cli, files, runtime, trainer
 from llmtrain.callback.progress import Progress
 from llmtrain.command import train as command
 from llmtrain.data import tokenizer as tokens
@@ -105,7 +105,7 @@ def save(run: Path, step: int) -> None:
     checkpoint.prune(run, 1, None, step)
 
 
-def changes(run: Path, step: int) -> int:
+def changes_of(run: Path, step: int) -> int:
     """How many file events saving over the checkpoint of step 2 has."""
     save(run, 2)
     with Disk(run) as disk:
@@ -116,7 +116,7 @@ def changes(run: Path, step: int) -> int:
 @pytest.mark.parametrize("step", [4, 2], ids=["the next step", "the same step again"])
 @pytest.mark.parametrize("fault", ["kill", "torn"])
 def test_r16_with_keep_last_1_a_kill_at_any_file_event_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path, fault: str, step: int) -> None:
-    number = changes(tmp_path / "counted", step)
+    number = changes_of(tmp_path / "counted", step)
     assert number > 15
     for at in range(1, number + 1):
         run = tmp_path / str(at)
@@ -359,7 +359,7 @@ EARLY = {
     "training the tokenizer": (tokens, "_bpe"),
     "tokenising": (tokens, "encode"),
     "making the model": (command, "_anatomy"),
-    "what was decided": (command, "_settle"),
+    "what was decided": (changes, "settle"),
 }
 
 
@@ -530,7 +530,7 @@ def test_e15_two_ctrl_c_signals_end_a_process_at_once_with_130(tmp_path: Path, s
 
 
 def test_r8_a_disk_that_is_full_at_any_file_event_of_a_save_leaves_the_old_checkpoint_and_no_half_one(tmp_path: Path) -> None:
-    number, refused, sizes = changes(tmp_path / "counted", 4), 0, 0
+    number, refused, sizes = changes_of(tmp_path / "counted", 4), 0, 0
     for at in range(1, number + 1):
         run = tmp_path / str(at)
         save(run, 2)
