@@ -114,7 +114,7 @@ def save(
     """Write `checkpoints/step-…` and return it. Call it on one process."""
     import safetensors.torch
 
-    target = run / "checkpoints" / f"step-{step:08d}"
+    target = folder_of(run, step)
     weights = {n: t.cpu().contiguous() for n, t in tensors(model).items() if base is None or base.sha256.get(n) != tensor_sha256(t)}
     moments = {f"{name}/{kind}": t.cpu().contiguous() for name, kinds in optimizer.items() for kind, t in kinds.items()}
     with files.new_folder(target) as folder:
@@ -141,7 +141,7 @@ def save_shards(
 
     Only what is frozen is left out where it equals the base: to hash a tensor it has to be gathered.
     """
-    target = run / "checkpoints" / f"step-{step:08d}"
+    target = folder_of(run, step)
     moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     weights = {n: t for n, t in tensors(model).items() if n in moving or base is None or base.sha256.get(n) != tensor_sha256(t)}
     moments = {f"{name}/{kind}": t for name, kinds in optimizer.items() for kind, t in kinds.items()}
@@ -157,6 +157,11 @@ def _state_bytes(state: dict[str, Any], base: Base | None) -> bytes:
     return json.dumps(about, indent=2).encode()
 
 
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
 def link(run: Path, name: str, target: Path) -> None:
     """Point checkpoints/NAME at a checkpoint, in one step. A convenience: nothing reads it but people."""
     temporary = run / "checkpoints" / f".{name}.new"
@@ -164,6 +169,19 @@ def link(run: Path, name: str, target: Path) -> None:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target.name)
         temporary.replace(run / "checkpoints" / name)
+
+
+def mend_links(run: Path, newest: Path) -> None:
+    """Point `last` and `best` at what they are at `newest`, where a process was killed before it did; half a link is removed."""
+    wanted, best = {"last": newest}, run_state(newest).best_step
+    if best is not None and folder_of(run, best).is_dir():
+        wanted["best"] = folder_of(run, best)
+    for name, target in wanted.items():
+        with contextlib.suppress(OSError):  # Windows, as above
+            (run / "checkpoints" / f".{name}.new").unlink(missing_ok=True)
+        at = run / "checkpoints" / name
+        if not at.is_symlink() or os.readlink(at) != target.name:
+            link(run, name, target)
 
 
 def prune(run: Path, keep_last: int, best_step: int | None, step: int | None = None) -> None:

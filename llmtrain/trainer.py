@@ -680,7 +680,7 @@ class Trainer:
     # --- saving and resuming
 
     def _save(self) -> None:
-        path = self.folder / "checkpoints" / f"step-{self.state.step:08d}"
+        path = checkpoint.folder_of(self.folder, self.state.step)
         at(f"the checkpoint of update {self.state.step}")
         scaler = self.runtime.accelerator.scaler
         content = {"run": self.state.to_json(), "scaler": None if scaler is None else scaler.state_dict()}
@@ -739,7 +739,7 @@ class Trainer:
         if state.best_metric not in (None, self.best_metric):
             why = f"it is now decided by {self.best_metric}, no longer by {state.best_metric}"
         elif why is None and self.checkpoints.keep_best:
-            path = self.folder / "checkpoints" / f"step-{state.best_step:08d}"
+            path = checkpoint.folder_of(self.folder, state.best_step)
             wrong = (files.problem(path) if path.is_dir() else "it is gone") if self.runtime.main else None
             wrong = self.runtime.broadcast(wrong)
             why = None if wrong is None else f"{path.name} had it: {wrong}"

@@ -274,7 +274,11 @@ def same(one: Path, two: Path) -> None:
     a, b = final(one), final(two)
     assert a.keys() == b.keys()
     for name, tensor in a.items():
-        torch.testing.assert_close(b[name], tensor, rtol=1e-4, atol=1e-6)
+        # The softmax does not see what is added to all keys: the gradient of their bias is nothing but rounding, of which AdamW makes whole steps.
+        seen = [tensor.chunk(3)[i] for i in (0, 2)] if name.endswith("c_attn.bias") else [tensor]
+        others = [b[name].chunk(3)[i] for i in (0, 2)] if name.endswith("c_attn.bias") else [b[name]]
+        for one_part, two_part in zip(seen, others, strict=True):
+            torch.testing.assert_close(two_part, one_part, rtol=1e-4, atol=1e-6)
 
 
 def back_to(run: Path, step: int, new: Path) -> Path:

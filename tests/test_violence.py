@@ -51,11 +51,13 @@ class Unbroken:
 
     Attributes:
         events: the changes of files below its folder.
+        links: what `last` and `best` point at.
     """
 
     folder: Path
     outcome: dict[str, Any]
     events: list[tuple[str, str]]
+    links: dict[str, str]
 
 
 def pretrain(folder: Path) -> None:
@@ -63,12 +65,17 @@ def pretrain(folder: Path) -> None:
     assert cli.main(["pretrain", *tiny(*ASKED), f"output_dir={folder}"]) == 0
 
 
+def links_of(run: Path) -> dict[str, str]:
+    """What links to checkpoints point at, half ones included."""
+    return {path.name: path.resolve().name for path in (run / "checkpoints").iterdir() if path.is_symlink()}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, token_cache: Path) -> Unbroken:
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     with Disk(folder) as disk:
         pretrain(folder)
-    return Unbroken(folder, outcome(folder), disk.events)
+    return Unbroken(folder, outcome(folder), disk.events, links_of(folder))
 
 
 @pytest.fixture
@@ -157,12 +164,13 @@ def number_of(events: list[tuple[str, str]], wanted: tuple[str, str], nth: int =
     return [number for number, event in enumerate(events, 1) if event == wanted][nth - 1]
 
 
-# One at each kind of place where a run writes; `-m long` takes all of them.
+# One at each kind of place where a run writes, by number, 0 the last; `-m long` takes all of them.
 PLACES = [
     pytest.param(("fsync", ".config.yaml.new"), 1, "torn", id="the config", marks=pytest.mark.long),
     pytest.param(("fsync", ".resolved.yaml.new"), 1, "torn", id="what was decided", marks=pytest.mark.long),
     pytest.param(("fsync", "optimizer.safetensors"), 2, "torn", id="the optimizer of the second checkpoint"),
-    pytest.param(("replace", ".run.json.new"), 1, "kill", id="the last word"),
+    pytest.param(("replace", ".last.new"), 0, "kill", id="the link to the last checkpoint"),
+    pytest.param(("replace", ".run.json.new"), 1, "kill", id="the last word", marks=pytest.mark.long),
 ]
 
 
@@ -174,6 +182,7 @@ def test_e02_a_run_killed_at_a_file_event_goes_on_from_the_newest_whole_checkpoi
     assert events[-1] == event
     assert f"from step {newest}\n" in capsys.readouterr().out
     assert outcome(tmp_path / "run") == whole.outcome
+    assert links_of(tmp_path / "run") == whole.links
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
 
 
@@ -190,7 +199,7 @@ def test_e02_a_run_killed_at_any_file_event_at_all_repeats_the_unbroken_one(
         kill_and_resume(run, at, fault)
         record = json.loads((run / "run.json").read_text())
         left = [path for path in run.rglob(".*") if path.name.startswith((".tmp-", ".old-")) or path.name.endswith(".new")]
-        if outcome(run) != whole.outcome or record["status"] != "finished" or left:
+        if outcome(run) != whole.outcome or record["status"] != "finished" or left or links_of(run) != whole.links:
             failed.append((at, whole.events[at - 1], left))
         shutil.rmtree(run)
     told(record_property, len(points), len(points) - len(failed))

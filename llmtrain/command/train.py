@@ -292,6 +292,7 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
             log.warning("%s", line)
         if resume is not None and machine.main:
             checkpoint.warn_of_others(resume)
+            checkpoint.mend_links(folder, resume)
         ready = prepare(built, machine, folder, verb, resume)
         job, tokenizer, rows, anatomy = ready.job, ready.tokenizer, ready.rows, ready.anatomy
         with enough_memory(job):
@@ -1022,7 +1023,7 @@ def _take_best(built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrain
     Raises:
         CheckpointError: the checkpoint or the base are no longer what they were.
     """
-    found = checkpoint.read(folder / "checkpoints" / f"step-{job.state.best_step:08d}", job.base).weights
+    found = checkpoint.read(checkpoint.folder_of(folder, job.state.best_step), job.base).weights
     moving = frozenset().union(*(phase.trainable for phase in job.phases))
     left_out = sorted(moving - found.keys())
     if left_out:
