@@ -738,7 +738,7 @@ class Trainer:
         why = self.forget_best
         if state.best_metric not in (None, self.best_metric):
             why = f"it is now decided by {self.best_metric}, no longer by {state.best_metric}"
-        elif why is None and self.checkpoints.keep_best:
+        elif why is None and self.checkpoints.keep_best and state.best_step is not None:
             path = checkpoint.folder_of(self.folder, state.best_step)
             wrong = (files.problem(path) if path.is_dir() else "it is gone") if self.runtime.main else None
             wrong = self.runtime.broadcast(wrong)

@@ -1023,6 +1023,7 @@ def _take_best(built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrain
     Raises:
         CheckpointError: the checkpoint or the base are no longer what they were.
     """
+    assert job.state.best_step is not None  # it is another one than the last
     found = checkpoint.read(checkpoint.folder_of(folder, job.state.best_step), job.base).weights
     moving = frozenset().union(*(phase.trainable for phase in job.phases))
     left_out = sorted(moving - found.keys())
