@@ -39,22 +39,21 @@ FOLLOWS = {
 }
 
 
-def refuse_unknown(allowed: list[str], config: dict[str, Any]) -> None:
-    """Refuse keys in `allow_change` that no config has.
+def refuse_unknown(allowed: list[str], keys: list[str]) -> None:
+    """Refuse keys in `allow_change` that are not among those of the config.
 
     Raises:
         ConfigError: naming the key and the nearest one.
     """
-    keys = list(flat(config))
     for wanted in allowed:
-        if wanted not in FOLLOWS and not any(within(key, (wanted,)) for key in keys):
+        if wanted not in FOLLOWS and not any(_within(key, (wanted,)) for key in keys):
             fix = did_you_mean(wanted, [*keys, *dict.fromkeys(key.split(".")[0] for key in keys)])
             raise ConfigError(f"allow_change={wanted}: no such key", allowed="keys of the config, or sections such as optimizer", fix=fix)
 
 
 def free(key: str) -> bool:
     """Whether a resume may change a key without being allowed to."""
-    return within(key, FREE)
+    return _within(key, FREE)
 
 
 def stored(folder: Path) -> dict[str, Any] | None:
@@ -84,11 +83,11 @@ def settle(main: bool, folder: Path, before: dict[str, Any] | None, resolved: di
     changed = _changed(then, now)
     guarded = [k for k in changed if not free(k)]
     _refuse(folder, then, now, guarded, allowed)
-    idle = [k for k in allowed if not any(within(c, (k,)) for c in changed)]
+    idle = [k for k in allowed if not any(_within(c, (k,)) for c in changed)]
     if idle:
         log.info("allow_change: %s is as it was", ", ".join(idle))
     step = checkpoint.run_state(resume).step
-    bits = [k for k in changed if within(k, BITS)]
+    bits = [k for k in changed if _within(k, BITS)]
     if bits:
         lines = ", ".join(f"{k.removeprefix('derived.versions.')} was {then.get(k)} and is {now.get(k)}" for k in bits)
         log.warning("not bitwise from step %d on: %s; the bits may differ from an unbroken run, the order of the samples does not", step, lines)
@@ -109,12 +108,12 @@ def _refuse(folder: Path, before: dict[str, Any], now: dict[str, Any], guarded: 
     if "derived.base" in guarded:
         what = f"{folder} builds on {now['model.checkpoint']}, whose weights are not the ones that it started from"
         raise CheckpointError(what, allowed="checkpoints leave out what equals those weights, so allow_change does not reach them", fix="restore those weights")
-    if any(within(k, ("tokenizer", "derived.tokenizer", "derived.vocabulary")) for k in guarded):
+    if any(_within(k, ("tokenizer", "derived.tokenizer", "derived.vocabulary")) for k in guarded):
         what = f"{folder} was started with another config: {lines}"
         raise CheckpointError(what, allowed="a run keeps its tokenizer, whose ids are rows of the model: allow_change does not reach it", fix=anew)
-    follows = {k for k in guarded if any(within(c, FOLLOWS.get(k, ())) for c in guarded)}
-    let = {k for k in guarded if within(k, allowed)}
-    let |= {k for k in follows if any(within(c, FOLLOWS[k]) for c in let)}
+    follows = {k for k in guarded if any(_within(c, FOLLOWS.get(k, ())) for c in guarded)}
+    let = {k for k in guarded if _within(k, allowed)}
+    let |= {k for k in follows if any(_within(c, FOLLOWS[k]) for c in let)}
     if let.issuperset(guarded):
         return
     kinds = {k.partition(".")[0] for k in guarded if k.endswith(".kind")}  # another kind has other keys: the section is named
@@ -124,7 +123,7 @@ def _refuse(folder: Path, before: dict[str, Any], now: dict[str, Any], guarded: 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Keys whose values differ; of what is free, those that are known of both times: a run of an older llmtrain has not all of them."""
-    differ = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not within(k, ("changes",))]
+    differ = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not _within(k, ("changes",))]
     return [k for k in differ if not free(k) or (k in before and k in now)]
 
 
@@ -133,7 +132,7 @@ def _brief(value: Any) -> str:
     return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{32,}", value) else printable(str(value))
 
 
-def within(key: str, names: Collection[str]) -> bool:
+def _within(key: str, names: Collection[str]) -> bool:
     """Whether a key is one of `names`, or stands in a section that is."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
@@ -141,7 +140,7 @@ def within(key: str, names: Collection[str]) -> bool:
 def measured_otherwise(before: dict[str, Any] | None, resolved: dict[str, Any]) -> str | None:
     """Why metrics can no longer be held against those from before; None where they can."""
     changed = _changed(flat(before), flat(resolved)) if before is not None else []
-    found = [k for k in changed if within(k, ("data", "objective")) and k != "data.num_workers"]
+    found = [k for k in changed if _within(k, ("data", "objective")) and k != "data.num_workers"]
     return f"{', '.join(found)} changed" if found else None
 
 
@@ -158,7 +157,7 @@ def write(main: bool, folder: Path, before: dict[str, Any] | None, resolved: dic
     resolved["changes"] = history
     if changes:
         lines = ", ".join(f"{c['key']} {_brief(c['before'])} → {_brief(c['after'])}" for c in changes)
-        order = any(within(c["key"], ("data", "objective", "seed", "trainer.batch_size", "derived.train_data")) for c in changes)
+        order = any(_within(c["key"], ("data", "objective", "seed", "trainer.batch_size", "derived.train_data")) for c in changes)
         more = "; the order of the samples is another one too: in this epoch some come again and some not at all" if order else ""
         log.warning("from step %d on the run is no longer a function of one config: %s%s", step, lines, more)
     if main and history != known:

@@ -211,8 +211,8 @@ def realdata(*names: str) -> Path:
     return Path(root, *names)
 
 
-# Fixtures under which a test trains, and of how many such cases of one test the ordinary run does.
-TRAINING, CASES = {"train", "finetune", "pretrained", "evaluate"}, 2
+# Fixtures under which a test trains.
+TRAINING = {"train", "finetune", "pretrained", "evaluate"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -225,7 +225,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for several in cases.values():
         if any(item.get_closest_marker("long") for item in several):
             continue
-        kept = {round(i * (len(several) - 1) / (CASES - 1)) for i in range(CASES)}
-        for number, item in enumerate(several):
-            if number not in kept:
-                item.add_marker(pytest.mark.long)
+        for item in several[1:-1]:
+            item.add_marker(pytest.mark.long)

@@ -535,31 +535,6 @@ def test_what_was_given_is_known_from_the_command_line_and_the_experiment(tmp_pa
     assert given == {"trainer.max_tokens", "model", "optimizer.lr"}
 
 
-@pytest.mark.parametrize(
-    ("overrides", "key"),
-    [
-        (["objective.packing=false", "objective.document_attention=true"], "objective.document_attention"),
-        (["distributed.timeout_s=5"], "distributed.timeout_s"),
-        (["tokenizer.resize=true"], "tokenizer.resize"),
-        (["tokenizer.path=somewhere", "tokenizer.vocab_size=99"], "tokenizer.vocab_size"),
-        (["data=text", "data.train=a.txt", "data.validation=b.txt", "data.validation_fraction=0.1"], "data.validation_fraction"),
-    ],
-)
-def test_a_key_without_effect_is_reported(overrides: list[str], key: str) -> None:
-    from llmtrain.command.parts import parts, without_effect
-
-    composed = compose("pretrain", overrides)
-    lines = without_effect(parts(composed.config), composed.given)
-    assert [line for line in lines if line.startswith(f"{key} has no effect: ")] == lines != []
-
-
-def test_a_default_without_effect_is_not_reported() -> None:
-    from llmtrain.command.parts import parts, without_effect
-
-    composed = compose("pretrain", ["objective.packing=false"])
-    assert without_effect(parts(composed.config), composed.given) == []
-
-
 # --- build ----------------------------------------------------------------------------------------------------------
 
 

@@ -74,10 +74,8 @@ def allowed(path: Path, module: str) -> bool:
         return True
     if here[0] != there[0]:
         return FLOOR[here[0]] > FLOOR[there[0]]
-    # Inside a folder: its base, or a named helper, never another kind; commands share `train` and its `parts` alone.
-    if here[0] == "command":
-        return there in (["command", "train"], ["command", "parts"])
-    return there[1] == "base" or there[1] not in groups().get(here[0], [])
+    # Inside a folder: its base, or a named helper, never another kind or another verb.
+    return there[1] == "base" or there[1] not in (VERBS if here[0] == "command" else groups().get(here[0], []))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: "/".join(own(p)))
@@ -218,7 +216,6 @@ TESTED_ELSEWHERE = {
     "command/pretrain",
     "command/finetune",
     "command/train",
-    "command/parts",
 }
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmtrain import cache, changes, checkpoint, runtime
 from llmtrain.callback.base import Callback
-from llmtrain.config import build, check_keys
+from llmtrain.config import build, check_keys, flat
 from llmtrain.data.base import Data, Target
 from llmtrain.data.tokenizer import TOKENS, TRAINED, TokenizerSettings
 from llmtrain.errors import ConfigError
@@ -53,7 +53,7 @@ def parts(config: DictConfig) -> Parts:
     check_keys(config, own | named | {"callback", "experiment", "cache"}, named | {"callback"})
     top = OmegaConf.create({name: config._get_node(name) for name in own if name in config}, parent=None)
     settings = build(top, runtime.Settings, "")
-    changes.refuse_unknown(settings.allow_change, dict(OmegaConf.to_container(config, resolve=False)))  # type: ignore[arg-type]
+    changes.refuse_unknown(settings.allow_change, list(flat(OmegaConf.to_container(config, resolve=False))))
     bases: dict[str, type[Any]] = {
         "model": Model,
         "objective": Objective,

@@ -292,7 +292,6 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
             log.warning("%s", line)
         if resume is not None and machine.main:
             checkpoint.warn_of_others(resume)
-            checkpoint.mend_links(folder, resume)
         ready = prepare(built, machine, folder, verb, resume)
         job, tokenizer, rows, anatomy = ready.job, ready.tokenizer, ready.rows, ready.anatomy
         with enough_memory(job):
@@ -300,6 +299,8 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
         resolved = _resolved(config, built, machine, job, tokenizer, cut)
         job.config = resolved
         let = changes.settle(machine.main, folder, stored, resolved, resume, settings.allow_change)
+        if resume is not None and machine.main:
+            checkpoint.mend_links(folder, resume)
         if resume and _already_complete(machine, job, resume):
             record.skip = True
             return

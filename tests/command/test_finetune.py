@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from llmtrain import trainer
 from llmtrain.cli import main
 from llmtrain.command import train as recipe
-from llmtrain.command.parts import Parts, parts, without_effect
+from llmtrain.command.parts import Parts, parts
 from llmtrain.config import shipped_dir
 from llmtrain.errors import CheckpointError, ConfigError, Stopped
 from llmtrain.objective.base import Batch
@@ -479,41 +479,6 @@ def test_a_run_that_was_refused_leaves_its_folder_to_the_next(finetune: Train, t
 
 
 # --- said and not swallowed ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("verb", "overrides", "key"),
-    [
-        ("pretrain", ("finetune.lr=1", "model=gpt"), "finetune.lr"),
-        ("pretrain", ("finetune.epochs=1", "model=gpt"), "finetune.epochs"),
-        ("pretrain", ("model.pooling=cls", "model=gpt"), "model.pooling"),
-        ("finetune", ("model.head=family", "model.pooling=cls"), "model.pooling"),
-        ("finetune", ("model.head=family", "finetune=features", "finetune.standardise=true"), "finetune.standardise"),
-        ("finetune", ("objective=masked_lm", "finetune=features", "finetune.states=all"), "finetune.states"),
-        ("finetune", ("objective=masked_lm", "model.head=pooled"), "model.head"),
-        ("finetune", ("cache.use=never", "cache.max_gb=1"), "cache.max_gb"),
-        ("finetune", ("cache.use=never", "cache.dtype=bf16"), "cache.dtype"),
-        ("finetune", ("tokenizer.vocab_size=99",), "tokenizer.vocab_size"),
-        ("finetune", ("optimizer.lr=1e-4", "finetune.lr=1e-3"), "finetune.lr"),
-        ("finetune", ("optimizer.weight_decay=0", "finetune.weight_decay=0.1"), "finetune.weight_decay"),
-        ("finetune", ("trainer.batch_size=4", "finetune.batch_size=8"), "finetune.batch_size"),
-        ("finetune", ("trainer.max_steps=4", "finetune.epochs=1"), "finetune.epochs"),
-    ],
-)
-def test_a_key_without_effect_is_noted(pretrained: Pretrained, verb: str, overrides: tuple[str, ...], key: str) -> None:
-    from llmtrain.config import compose
-
-    own = (f"model.checkpoint={pretrained('bert')}",) if verb == "finetune" else ()
-    composed = compose(verb, [*overrides, *own])
-    assert [line for line in without_effect(parts(composed.config), composed.given) if line.startswith(f"{key} has no effect: ")]
-
-
-@pytest.mark.parametrize("key", ["finetune.lr=1e-4", "finetune.epochs=1", "model.pooling=cls", "cache.max_gb=1", "model.head=pooled"])
-def test_a_key_with_effect_is_not_noted(pretrained: Pretrained, key: str) -> None:
-    from llmtrain.config import compose
-
-    composed = compose("finetune", [key, f"model.checkpoint={pretrained('bert')}"])
-    assert without_effect(parts(composed.config), composed.given) == []
 
 
 def of_mode(mode: str, name: str) -> float:

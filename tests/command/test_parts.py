@@ -1,0 +1,61 @@
+"""Settings that change nothing beside others are told, and defaults are not."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmtrain.command.parts import parts, without_effect
+from llmtrain.config import compose
+from tests.conftest import Pretrained
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["objective.packing=false", "objective.document_attention=true"], "objective.document_attention"),
+        (["distributed.timeout_s=5"], "distributed.timeout_s"),
+        (["tokenizer.resize=true"], "tokenizer.resize"),
+        (["tokenizer.path=somewhere", "tokenizer.vocab_size=99"], "tokenizer.vocab_size"),
+        (["data=text", "data.train=a.txt", "data.validation=b.txt", "data.validation_fraction=0.1"], "data.validation_fraction"),
+    ],
+)
+def test_a_key_without_effect_is_reported(overrides: list[str], key: str) -> None:
+    composed = compose("pretrain", overrides)
+    lines = without_effect(parts(composed.config), composed.given)
+    assert [line for line in lines if line.startswith(f"{key} has no effect: ")] == lines != []
+
+
+def test_a_default_without_effect_is_not_reported() -> None:
+    composed = compose("pretrain", ["objective.packing=false"])
+    assert without_effect(parts(composed.config), composed.given) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "overrides", "key"),
+    [
+        ("pretrain", ("finetune.lr=1", "model=gpt"), "finetune.lr"),
+        ("pretrain", ("finetune.epochs=1", "model=gpt"), "finetune.epochs"),
+        ("pretrain", ("model.pooling=cls", "model=gpt"), "model.pooling"),
+        ("finetune", ("model.head=family", "model.pooling=cls"), "model.pooling"),
+        ("finetune", ("model.head=family", "finetune=features", "finetune.standardise=true"), "finetune.standardise"),
+        ("finetune", ("objective=masked_lm", "finetune=features", "finetune.states=all"), "finetune.states"),
+        ("finetune", ("objective=masked_lm", "model.head=pooled"), "model.head"),
+        ("finetune", ("cache.use=never", "cache.max_gb=1"), "cache.max_gb"),
+        ("finetune", ("cache.use=never", "cache.dtype=bf16"), "cache.dtype"),
+        ("finetune", ("tokenizer.vocab_size=99",), "tokenizer.vocab_size"),
+        ("finetune", ("optimizer.lr=1e-4", "finetune.lr=1e-3"), "finetune.lr"),
+        ("finetune", ("optimizer.weight_decay=0", "finetune.weight_decay=0.1"), "finetune.weight_decay"),
+        ("finetune", ("trainer.batch_size=4", "finetune.batch_size=8"), "finetune.batch_size"),
+        ("finetune", ("trainer.max_steps=4", "finetune.epochs=1"), "finetune.epochs"),
+    ],
+)
+def test_a_key_without_effect_is_reported_of_a_finetuning_too(pretrained: Pretrained, verb: str, overrides: tuple[str, ...], key: str) -> None:
+    own = (f"model.checkpoint={pretrained('bert')}",) if verb == "finetune" else ()
+    composed = compose(verb, [*overrides, *own])
+    assert [line for line in without_effect(parts(composed.config), composed.given) if line.startswith(f"{key} has no effect: ")]
+
+
+@pytest.mark.parametrize("key", ["finetune.lr=1e-4", "finetune.epochs=1", "model.pooling=cls", "cache.max_gb=1", "model.head=pooled"])
+def test_a_key_with_effect_is_not_reported(pretrained: Pretrained, key: str) -> None:
+    composed = compose("finetune", [key, f"model.checkpoint={pretrained('bert')}"])
+    assert without_effect(parts(composed.config), composed.given) == []
