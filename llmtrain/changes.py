@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from llmtrain import checkpoint, files
-from llmtrain.config import did_you_mean, flat
+from llmtrain.config import did_you_mean, flat, read_yaml
 from llmtrain.errors import CheckpointError, ConfigError, printable
 
 log = logging.getLogger("llmtrain")
@@ -22,16 +22,20 @@ FREE = (
     "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.log_every_steps", "trainer.micro_batch_size",
     "trainer.max_skipped", "trainer.spike_window", "on_nonfinite", "allow_change",
     "finetune.lr", "finetune.epochs", "finetune.batch_size", "finetune.weight_decay", "cache",
-    "derived.total_steps", "derived.total_tokens", "derived.versions",
+    "derived.total_steps", "derived.total_tokens", "derived.versions", "derived.processor",
 )  # fmt: skip
 # Of these, the ones that change the bits all the same.
 BITS = (
-    "cache.use", "cache.dtype", "device", "devices", "distributed.strategy", "threads", "derived.versions",
+    "cache.use", "cache.dtype", "device", "devices", "distributed.strategy", "threads", "derived.versions", "derived.processor",
     "trainer.micro_batch_size", "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens",
 )  # fmt: skip
+# What is compared where both times know it, though it is not free: without a test there is no test data.
+WHERE_KNOWN = ("derived.validation_data", "derived.test_data")
 # What the run found out, and the sections that it may follow from: who allows a change there allows this one.
 FOLLOWS = {
     "derived.train_data": ("data", "objective"),
+    "derived.validation_data": ("data", "objective"),
+    "derived.test_data": ("data", "objective"),
     "derived.train_sequences": ("data", "objective"),
     "derived.tokenizer": (),
     "derived.vocabulary": (),
@@ -57,11 +61,24 @@ def free(key: str) -> bool:
 
 
 def stored(folder: Path) -> dict[str, Any] | None:
-    """resolved.yaml of a run that was started before; None for a new one."""
-    path = folder / "resolved.yaml"
-    if not path.is_file():
+    """resolved.yaml of a run that was started before; None for a new one.
+
+    Raises:
+        CheckpointError: it is gone or cannot be read, and there are checkpoints: nothing else says what they were made with.
+    """
+    path, wrong = folder / "resolved.yaml", "it is not there"
+    if path.is_file():
+        try:
+            found = read_yaml(path)
+        except ConfigError as error:
+            wrong = error.what
+        else:
+            if isinstance(found, dict) and isinstance(found.get("derived"), dict):
+                return found
+            wrong = "it is not the config of a run"
+    elif not checkpoint.listed(folder):
         return None
-    return dict(OmegaConf.to_container(OmegaConf.load(path), resolve=False))  # type: ignore[arg-type]
+    raise CheckpointError(f"{path}: {wrong}; what the checkpoints were made with is not known", fix="restore that file, or start anew with another output_dir")
 
 
 def settle(main: bool, folder: Path, before: dict[str, Any] | None, resolved: dict[str, Any], resume: Path | None, allowed: list[str]) -> list[dict[str, Any]]:
@@ -124,7 +141,7 @@ def _refuse(folder: Path, before: dict[str, Any], now: dict[str, Any], guarded: 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Keys whose values differ; of what is free, those that are known of both times: a run of an older llmtrain has not all of them."""
     differ = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not _within(k, ("changes",))]
-    return [k for k in differ if not free(k) or (k in before and k in now)]
+    return [k for k in differ if not (free(k) or k in WHERE_KNOWN) or (k in before and k in now)]
 
 
 def _brief(value: Any) -> str:
@@ -140,7 +157,7 @@ def _within(key: str, names: Collection[str]) -> bool:
 def measured_otherwise(before: dict[str, Any] | None, resolved: dict[str, Any]) -> str | None:
     """Why metrics can no longer be held against those from before; None where they can."""
     changed = _changed(flat(before), flat(resolved)) if before is not None else []
-    found = [k for k in changed if _within(k, ("data", "objective")) and k != "data.num_workers"]
+    found = [k for k in changed if _within(k, ("data", "objective", "derived.validation_data")) and k != "data.num_workers"]
     return f"{', '.join(found)} changed" if found else None
 
 

@@ -171,6 +171,25 @@ def link(run: Path, name: str, target: Path) -> None:
         temporary.replace(run / "checkpoints" / name)
 
 
+def set_aside(run: Path, step: int) -> list[Path]:
+    """Rename the intact checkpoints above `step`, which is gone back to: they are of another course, and the next resume would go on from them.
+
+    Damaged ones stay: nothing goes on from them, and they take their turn again.
+
+    Returns:
+        where they are now: checkpoints/left-NUMBER-step-…, which only people read.
+    """
+    aside = []
+    for path in listed(run):
+        if step_of(path) > step and files.problem(path) is None:
+            number = 1
+            while (place := path.with_name(f"left-{number}-{path.name}")).exists():
+                number += 1
+            path.rename(place)
+            aside.append(place)
+    return aside
+
+
 def mend_links(run: Path, newest: Path) -> None:
     """Point `last` and `best` at what they are at `newest`, where a process was killed before it did; half a link is removed."""
     wanted, best = {"last": newest}, run_state(newest).best_step
@@ -202,6 +221,11 @@ def listed(run: Path) -> list[Path]:
     """The checkpoints of a run, the highest step first. Clocks play no part."""
     found = [p for p in (run / "checkpoints").glob("step-*") if STEP.fullmatch(p.name) and not p.is_symlink()]
     return sorted(found, key=step_of, reverse=True)
+
+
+def intact(run: Path, step: int) -> Path | None:
+    """The newest checkpoint of `step` or before that verifies."""
+    return next((path for path in listed(run) if step_of(path) <= step and files.problem(path) is None), None)
 
 
 def step_of(path: Path) -> int:

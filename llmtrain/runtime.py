@@ -199,6 +199,15 @@ class Runtime:
         return self.rank == 0
 
     @property
+    def processor(self) -> str:
+        """What computes, as far as another one may round otherwise: the device's name, and which instructions torch uses on a CPU."""
+        import torch
+
+        if self.device != "cpu":
+            return self.device_name
+        return f"{self.device_name}, {torch.backends.cpu.get_cpu_capability()}{' and bf16' if has_bf16('cpu') else ''}"
+
+    @property
     def sharded(self) -> bool:
         """Whether the model is divided over the processes."""
         return self.world > 1 and self.settings.distributed.strategy is Strategy.fsdp

@@ -569,11 +569,11 @@ class Trainer:
         said = f"the {what} is not finite at step {state.step + 1}: {loss}, gradient norm {norm:.3g}, lr {lr:.3g}, samples {named}{more}"
         skip, limit = runtime.settings.on_nonfinite is OnNonfinite.skip, self.settings.max_skipped
         if not skip or state.skipped_in_a_row >= limit:
-            last = checkpoint.listed(self.folder)
+            last = checkpoint.intact(self.folder, state.step)
             raise NonFiniteError(
                 said + (f"; {limit} updates in a row were skipped before it (trainer.max_skipped)" if skip else ""),
                 fix="a lower optimizer.lr or a longer schedule.warmup_steps ('allow_change=[optimizer.lr,schedule.warmup_steps]' lets a resume take them)"
-                f"{'' if skip else ', or on_nonfinite=skip'}; last good checkpoint: {last[0] if last else 'none yet'}",
+                f"{'' if skip else ', or on_nonfinite=skip'}; last good checkpoint: {last or 'none yet'}",
             )
         state.skipped += 1
         state.skipped_in_a_row += 1

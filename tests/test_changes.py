@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ from llmtrain import changes
 from llmtrain.command import train as command
 from llmtrain.config import compose
 from llmtrain.errors import CheckpointError, ConfigError, Stopped
+from llmtrain.runtime import Runtime
 from tests.command.test_train import damage
-from tests.conftest import Train, outcome, record_of, stop_after, tiny
+from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, record_of, stop_after, tiny
 
 # What is typed, and what `allow_change` has to name for it.
 CHANGES = {
@@ -33,6 +36,7 @@ NEVER = {
     "tokenizer.vocab_size=310": ("tokenizer.vocab_size", "a run keeps its tokenizer"),
     "model.hidden_size=64": ("model.hidden_size", "the checkpoint does not fit the model"),
 }
+BOMB = "x: &a [1, 1]\n" + "".join(f"x{i}: &{c} [*{b}, *{b}]\n" for i, (b, c) in enumerate(pairwise("abcdefghijklmnopqrstuvwxyz")))  # 2²⁶ values
 HISTORY = "from step 4 on the run is no longer a function of one config: "
 
 
@@ -48,6 +52,10 @@ def stopped(token_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     for path in (folder / "checkpoints").rglob("*"):
         path.chmod(path.stat().st_mode & ~0o022)  # whatever the umask
     return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 def copy(run: Path, folder: Path) -> Path:
@@ -195,6 +203,97 @@ def test_e18_r15_other_threads_and_versions_are_one_warning_and_the_run_goes_on(
     assert "numpy" not in said
     assert (run / "resolved.yaml").read_bytes() == before
     assert "note: allow_change=threads has no effect" in capsys.readouterr().out
+
+
+def test_e18_another_processor_is_the_same_warning(train: Train, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Runtime, "processor", "an abacus, nine beads")
+    (said,) = record_of(train(copy(stopped, tmp_path / "run")))["warnings"]
+    assert re.match(r"not bitwise from step 4 on: derived\.processor was .+ and is an abacus, nine beads; the bits may differ", said)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "it is not there"),
+        ("seed: [1", "not YAML"),
+        ("seed: 0\n", "it is not the config of a run"),
+        (
+            "x: &a [1, 1]\n" + "".join(f"x{i}: &{c} [*{b}, *{b}]\n" for i, (b, c) in enumerate(pairwise("abcdefghijklmnopqrstuvwxyz"))),
+            "aliases stand for more than",
+        ),
+    ],
+)
+def test_checkpoints_without_a_word_on_what_they_were_made_with_are_not_gone_on_from(
+    train: Train, stopped: Path, tmp_path: Path, content: str | None, why: str
+) -> None:
+    run = copy(stopped, tmp_path / "run")
+    config = (run / "config.yaml").read_bytes()
+    (run / "resolved.yaml").unlink() if content is None else (run / "resolved.yaml").write_text(content)
+    with pytest.raises(CheckpointError, match=why) as caught:
+        train(run, "optimizer.lr=0.05", "seed=7")
+    assert (caught.value.exit_code, (run / "config.yaml").read_bytes()) == (4, config)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", pytest.param("test", marks=pytest.mark.long)])
+def test_b26_a_file_that_changed_since_the_start_is_refused_and_allowed_with_the_best_looked_for_anew(
+    pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    def finetune(*allowed: str) -> Path:
+        made = [o for o in tiny(base=TINY_FINETUNE) if not o.startswith(("data.documents", "data.validation", "data="))]
+        files = [f"data.{name}={tmp_path / name}.csv" for name in ("train", "validation", "test")]
+        typed = [*made, f"model.checkpoint={pretrained('bert')}", "data=text", *files, f"output_dir={tmp_path / 'run'}", *allowed]
+        assert command.start(compose("finetune", typed), typed, "finetune") == 0
+        return tmp_path / "run"
+
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(f"{name} word{i} more,{'ab'[i % 2]}\n" for i in range(24)))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Stopped):
+            finetune()
+    (tmp_path / f"{split}.csv").write_text((tmp_path / f"{split}.csv").read_text().replace("more", "less"))
+    with pytest.raises(CheckpointError, match=rf"derived\.{split}_data: ") as caught:
+        finetune()
+    assert caught.value.exit_code == 4
+    (typed,) = re.findall(r"'(allow_change=\[.*\])'", str(caught.value.fix))
+    record = record_of(finetune(typed))
+    assert [entry["key"] for entry in record["changes"]] == [f"derived.{split}_data"]
+    assert any("looked for anew" in line for line in record["warnings"]) == (split == "validation")
+
+
+def test_a_test_that_is_no_longer_wanted_is_no_change(finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            finetune(tmp_path / "run")
+    assert "test_data" in yaml.safe_load((tmp_path / "run" / "resolved.yaml").read_text())["derived"]
+    assert record_of(finetune(tmp_path / "run", "evaluation.test=false"))["status"] == "finished"
+
+
+def test_who_goes_back_before_a_change_does_not_go_on_from_the_course_that_was_left(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, asked = train(tmp_path / "run", "checkpoint.keep_last=9"), ("optimizer.lr=0.05", "checkpoint.keep_last=9")
+    six = digests(run / "checkpoints" / "step-00000006")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            train(run, *asked, "allow_change=[optimizer.lr]", f"resume={run / 'checkpoints' / 'step-00000002'}")
+    assert digests(run / "checkpoints" / "left-1-step-00000006") == six
+    said = [line for line in record_of(run)["warnings"] if "before it went back to step 2" in line]
+    assert [re.findall(r"left-1-step-(\d+)", line) for line in said] == [["00000006"], ["00000004"], ["00000003"]]
+    capsys.readouterr()
+    train(run, *asked, "trainer.max_steps=8")
+    assert "resumed from step 3" in capsys.readouterr().out
+    train(run, *asked, "trainer.max_steps=9", f"resume={run / 'checkpoints' / 'step-00000002'}")
+    assert (run / "checkpoints" / "left-2-step-00000006").is_dir()  # nothing of the first course is written over
+
+
+def test_a_damaged_checkpoint_keeps_its_place_since_nothing_goes_on_from_it(train: Train, stopped: Path, tmp_path: Path) -> None:
+    run = copy(stopped, tmp_path / "run")
+    damage(run / "checkpoints" / "step-00000004" / "model.safetensors", "half")
+    train(run)
+    assert not list((run / "checkpoints").glob("left-*"))
 
 
 @pytest.mark.long

@@ -296,7 +296,7 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
         job, tokenizer, rows, anatomy = ready.job, ready.tokenizer, ready.rows, ready.anatomy
         with enough_memory(job):
             cut = _compute_once(ready, stored)
-        resolved = _resolved(config, built, machine, job, tokenizer, cut)
+        resolved = _resolved(config, built, machine, job, tokenizer, cut, ready.judging)
         job.config = resolved
         let = changes.settle(machine.main, folder, stored, resolved, resume, settings.allow_change)
         if resume is not None and machine.main:
@@ -309,6 +309,9 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
         with enough_memory(job):
             job.forget_best = changes.measured_otherwise(stored, resolved)
             job.restore()
+            if machine.main and resume is not None:
+                for path in checkpoint.set_aside(folder, job.state.step):
+                    log.warning("%s is of the course that the run took before it went back to step %d: nothing goes on from it", path, job.state.step)
             changes.write(machine.main, folder, stored, resolved, let, job.state.step)
             record.content["changes"] = resolved.get("changes", [])
             try:
@@ -338,6 +341,7 @@ class Ready:
     Attributes:
         rows: of each split, as they were read.
         started: sha256 of each tensor.
+        judging: a hash of the whole of each split that is held out.
     """
 
     built: Parts
@@ -347,6 +351,7 @@ class Ready:
     tokenizer: PreTrainedTokenizerBase
     rows: dict[str, Dataset]
     started: dict[str, str]
+    judging: dict[str, str]
 
 
 def prepare(built: Parts, machine: Runtime, folder: Path, verb: str, resume: Path | None) -> Ready:
@@ -355,7 +360,7 @@ def prepare(built: Parts, machine: Runtime, folder: Path, verb: str, resume: Pat
     Args:
         folder: of the run, which keeps its tokenizer there.
     """
-    tokenizer, stages, held_out, rows = _data(built, machine, folder)
+    tokenizer, stages, held_out, rows, judging = _data(built, machine, folder)
     model = _model(built, machine, tokenizer, machine.settings.seed, built.objective.outputs(rows["train"]))
     model, anatomy = _prepared(built, model, rows)
     phases = [read_by_something(phase, anatomy) for phase in built.finetune.plan(anatomy)]
@@ -363,7 +368,7 @@ def prepare(built: Parts, machine: Runtime, folder: Path, verb: str, resume: Pat
     started = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(model).items()}
     base = _base(built, model, started) if verb == "finetune" else None
     job = _trainer(built, machine, model, anatomy, phases, stages, held_out, tokenizer, folder, resume, base)
-    return Ready(built, machine, job, anatomy, tokenizer, rows, started)
+    return Ready(built, machine, job, anatomy, tokenizer, rows, started, judging)
 
 
 def find_resume(folder: Path, settings: runtime.Settings) -> Path | None:
@@ -376,11 +381,11 @@ def find_resume(folder: Path, settings: runtime.Settings) -> Path | None:
         files.recover(place)
     if settings.resume not in ("auto", "never", "must"):
         path = Path(settings.resume)
-        if checkpoint.STEP.fullmatch(path.name) or (path / files.MANIFEST).is_file():
+        if checkpoint.STEP.fullmatch(path.name) or path.is_symlink() or (path / files.MANIFEST).is_file():
             wrong = files.problem(path) if path.is_dir() else "no such folder"
             if wrong:
                 raise CheckpointError(f"resume={path}: {wrong}", fix=sharding.NEWEST)
-            return path
+            return path.parent / path.resolve().name if path.is_symlink() else path  # `last`, which will point at another one
         found = checkpoint.newest(path)
         if found is None:
             raise CheckpointError(f"resume={path}: no checkpoint there", fix="resume=auto starts a run that has none")
@@ -428,7 +433,7 @@ def continued(settings: runtime.Settings) -> Path | None:
 
 def write_config(folder: Path, config: DictConfig, overrides: list[str]) -> None:
     """config.yaml as composed, once: a run that was refused before it began leaves nothing to keep. overrides.txt: one invocation a line."""
-    if not (folder / "resolved.yaml").is_file():
+    if not (folder / "resolved.yaml").is_file() and not checkpoint.listed(folder):
         files.replace(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
     with (folder / "overrides.txt").open("a", encoding="utf-8") as file:
         file.write(" ".join(overrides) + "\n")
@@ -455,12 +460,13 @@ def rows_of(objective: Objective, data: Data, name: str) -> Dataset:
     return data.split(name) if objective.target is None else data.labelled(name, objective.target)
 
 
-def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedTokenizerBase, list[Stage], dict[str, Dataset], dict[str, Dataset]]:
-    """The tokenizer, the examples of each stage of training, those of the splits that are held out, and the rows of all.
+def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedTokenizerBase, list[Stage], dict[str, Dataset], dict[str, Dataset], dict[str, str]]:
+    """The tokenizer, the examples of each stage of training, those of the splits that are held out, the rows of all, and a hash of each that is held out.
 
     Raises:
         DataError: a split too small for one batch, or empty.
     """
+    from llmtrain.data import store
     from llmtrain.data.loader import Order, lengths
 
     with machine.accelerator.main_process_first():
@@ -490,12 +496,13 @@ def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedToken
             f"the validation split is empty ({len(stages[-1].train)} sequences in the training split){_noted(built, validation)}",
             fix="a larger data.validation_fraction, more documents, or data.validation=FILE",
         )
+    judging = {name: store.fingerprint(found) for name, found in (("validation", validation), ("test", test)) if found is not None}
     if built.evaluation.max_samples is not None:
         chosen = some(len(validation), built.evaluation.max_samples)
         validation = validation.select(chosen)
         if built.objective.target is not None:  # the baselines judge the same rows
             rows["validation"] = rows["validation"].select(chosen)
-    return tokenizer, stages, {"validation": validation, **({"test": test} if test is not None else {})}, rows
+    return tokenizer, stages, {"validation": validation, **({"test": test} if test is not None else {})}, rows, judging
 
 
 def _test(built: Parts, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
@@ -853,7 +860,9 @@ def _planned(machine: Runtime, question: Question) -> Cut | None:
     return cut  # type: ignore[no-any-return]
 
 
-def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrainedTokenizerBase, cut: Cut | None) -> dict[str, Any]:
+def _resolved(
+    config: DictConfig, built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrainedTokenizerBase, cut: Cut | None, judging: dict[str, str]
+) -> dict[str, Any]:
     """The config with every `auto` replaced, and what follows from it and the data."""
     from llmtrain.data import store, tokenizer as tokens
     from llmtrain.model.head import pooled_head
@@ -876,6 +885,8 @@ def _resolved(config: DictConfig, built: Parts, machine: Runtime, job: Trainer, 
         "total_tokens": job.total_tokens,
         "train_sequences": "+".join(str(len(stage.train)) for stage in job.stages) if len(job.stages) > 1 else len(job.stages[0].train),
         "train_data": "+".join(store.fingerprint(stage.train) for stage in job.stages),
+        **{f"{name}_data": fingerprint for name, fingerprint in judging.items()},
+        "processor": machine.processor,
         "tokenizer": tokens.fingerprint(tokenizer),
         "vocabulary": len(tokenizer),
     }

@@ -151,15 +151,8 @@ class Text(Documents):
         """A hash of what all the files hold, as it was when they were first looked at."""
         return _together(self._files)
 
-    def changed_since(self, fingerprint: str) -> bool:
-        """Whether the files hold something else now, also where their sizes and times are the same."""
-        return _together(self._look()) != fingerprint
-
     @cached_property
     def _files(self) -> dict[str, list[readers.Source]]:
-        return self._look()
-
-    def _look(self) -> dict[str, list[readers.Source]]:
         return {name: [readers.look(path) for path in paths] for name, paths in self._paths().items()}
 
     def _paths(self) -> dict[str, list[Path]]:

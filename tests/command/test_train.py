@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from llmtrain.cli import main
+from llmtrain.command import train as command
+from llmtrain.config import compose
 from llmtrain.data import tokenizer as tokens
 from llmtrain.errors import CheckpointError, ConfigError, NonFiniteError, Stopped
 from tests.conftest import ANSWERS, SOME, Train, outcome, record_of, stop_after, tiny
@@ -193,9 +195,10 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_previous_one_used(
     damage(run / "checkpoints" / "step-00000004" / name, fault)
     capsys.readouterr()
     train(run, "trainer.max_steps=4", "checkpoint.keep_best=false")
-    said = capsys.readouterr().out
-    assert "step-00000004" in said
-    assert "resumed from step 2" in said
+    (warned,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert "step-00000004 is not used: " in warned
+    assert warned.split("is not used: ")[1].startswith(name)
+    assert record_of(run)["warnings"] == [warned.removeprefix("warning: ")]
     assert outcome(run) == unbroken
 
 
@@ -280,12 +283,34 @@ def test_resume_must_insists_never_refuses_and_a_path_is_taken(train: Train, tmp
     assert "resumed from step 2" in capsys.readouterr().out
 
 
-def test_a_damaged_checkpoint_that_is_named_is_an_error(train: Train, tmp_path: Path) -> None:
-    run = train(tmp_path / "run")
-    path = run / "checkpoints" / "step-00000006"
-    damage(path / "state.json", "half")
-    with pytest.raises(CheckpointError, match=r"state\.json has"):
-        train(run, f"resume={path}")
+def test_the_links_to_the_last_and_the_best_can_be_named_and_stay_links(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(tmp_path / "run", "trainer.max_steps=4", "checkpoint.keep_last=9")
+    for name in ("last", "best"):
+        step = int((run / "checkpoints" / name).resolve().name.removeprefix("step-"))
+        shutil.rmtree(run / "final")
+        capsys.readouterr()
+        train(run, "trainer.max_steps=6", f"resume={run / 'checkpoints' / name}", "checkpoint.keep_last=9")
+        assert f"resumed from step {step}" in capsys.readouterr().out
+        found = {link: (run / "checkpoints" / link).resolve().name for link in ("last", "best")}
+        assert found == {"last": "step-00000006", "best": f"step-{record_of(run)['best']['step']:08d}"}
+
+
+@pytest.fixture(scope="module")
+def finished(token_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    typed = [*tiny("trainer.max_steps=2"), f"output_dir={folder}"]
+    assert command.start(compose("pretrain", typed), typed, "pretrain") == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("fault", ["delete", "empty", "half", "last byte", "bit"])
+def test_a_damaged_checkpoint_that_is_named_is_an_error(train: Train, finished: Path, tmp_path: Path, name: str, fault: str) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
+    path = run / "checkpoints" / "step-00000002"
+    damage(path / name, fault)
+    with pytest.raises(CheckpointError, match=rf"step-00000002: {name} "):
+        train(run, "trainer.max_steps=3", f"resume={path}")
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(train: Train, tmp_path: Path) -> None:
