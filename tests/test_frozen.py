@@ -8,6 +8,8 @@ import functools
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -393,6 +395,36 @@ def test_a_damaged_entry_is_made_again_with_one_line(
     assert "states are made again: states.bin was changed" in lines[0]
 
 
+def test_no_process_waits_for_another_in_a_collective_while_states_are_stored(ask: Ask, states: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collective ends after distributed.timeout_s, which a pass may well take."""
+    question = ask(*LAST)
+    for name in ("main_process_first", "local_main_process_first", "wait_for_everyone"):
+        monkeypatch.setattr(type(question.machine.accelerator), name, lambda *_: pytest.fail("all processes waited"))
+    question.make(frozen.Cut(1, False, cache.Decision(True, "", 0)))
+    assert len(list(states.glob("*/manifest.json"))) == SETS
+
+
+SLOW = """
+import time
+from llmtrain import cache
+real = cache._write_batch
+cache._write_batch = lambda *given: (time.sleep(7), real(*given))
+"""
+
+
+@pytest.mark.long
+def test_a_store_pass_of_two_processes_may_take_longer_than_they_wait_for_each_other(pretrained: Pretrained, states: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW)
+    typed = [*tiny(*LAST, "devices=2", "distributed.timeout_s=15", base=TINY_FINETUNE), f"model.checkpoint={pretrained('bert')}", f"output_dir={tmp_path / 'run'}"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'slow'}{os.pathsep}{Path.cwd()}"}
+    command = [sys.executable, "-W", "ignore", "-m", "llmtrain", "finetune", *typed]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(states.glob("*/manifest.json"))) == SETS
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["wall_seconds"] > 7 * SETS > 15
+
+
 def test_what_is_put_into_a_batch_is_of_its_samples(begin: Start) -> None:
     started = begin(*MODES["features"], *TASKS["multiple_choice"], "cache.use=always")
     stage, job = started.job.stages[0], started.job
@@ -525,6 +557,24 @@ def test_a_plan_for_many_runs_stores_what_would_not_pay_for_one(ask: Ask, states
     assert (one.decision.use, many.decision.use) == (False, True)
     assert "for 50 runs" in many.decision.why
     assert not states.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "use"), [({}, True), ({"threads": 2}, True), ({"threads": 64}, False), ({"device": "cuda"}, False), ({"device": "mps"}, False)]
+)
+def test_on_a_device_to_which_the_disk_is_slow_auto_computes_again(ask: Ask, states: Path, changes: dict[str, Any], use: bool) -> None:
+    question = ask(*MODES["last_layers"], *TASKS["single"], "cache.use=auto", "trainer.max_steps=200")
+    cut = dataclasses.replace(question, machine=dataclasses.replace(question.machine, **changes)).plan()
+    assert cut is not None
+    assert cut.decision.use == use
+
+
+@pytest.mark.parametrize(("flags", "flops"), [((), 4 * cache.FLOPS), (("amx_bf16",), 4 * frozen.AMX_FLOPS)])
+def test_a_processor_with_matrix_units_is_faster_in_bf16_alone(ask: Ask, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], flops: float) -> None:
+    monkeypatch.setattr(frozen, "cpu_flags", lambda: set(flags))
+    machine = dataclasses.replace(ask(*LAST).machine, threads=4)
+    assert frozen.flops(machine) == 4 * cache.FLOPS
+    assert frozen.flops(dataclasses.replace(machine, precision=runtime.Precision.bf16)) == flops
 
 
 def test_what_is_not_used_is_not_stored(ask: Ask, states: Path) -> None:
