@@ -11,19 +11,22 @@ Where only the pooled head moves, what is stored is one vector for each sequence
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from llmtrain import cache
+from llmtrain import cache, files
 from llmtrain.data import loader, store, tokenizer as tokens
 from llmtrain.errors import ConfigError, Stopped
 from llmtrain.finetune.base import Phase
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("llmtrain")
 # What a family's config says and its states do not depend on.
 SAYS_NOTHING = ("_name_or_path", "architectures", "transformers_version", "id2label", "label2id", "problem_type", "dtype")
+# What decides the stored numbers besides weights, tokens and libraries: framing, padding, attention, the cut, pooling, rounding.
+SOURCES = ("cache", "frozen", "model.anatomy", "model.forward", "model.head", "objective.base", "objective.masking", "objective.tasks")
 # Of an update, beside its blocks: what reading, collating and recording it takes, and AdamW for each number that moves, of
 # a GPU nothing. In seconds; 960 updates of a head, and the optimizer alone on 8 million numbers, on one thread of an EPYC Zen 4.
 UPDATE_S, MOVED_S = 2.4e-3, 1.1e-9
@@ -208,8 +213,9 @@ class Question:
 
     @cached_property
     def _surroundings(self) -> dict[str, Any]:
-        asked = {name: str(value) for name, value in asdict(self.objective).items() if name != "weights"}
+        asked = {name: str(value) for name, value in asdict(self.objective).items() if name not in self.objective.loss_settings}
         return {
+            "code": _code(type(self.objective)),
             "config": {name: value for name, value in json.loads(self.model.config.to_json_string(use_diff=False)).items() if name not in SAYS_NOTHING},
             "tokenizer": tokens.fingerprint(self.tokenizer),
             "objective": {"kind": type(self.objective).__name__, **asked},
@@ -259,6 +265,13 @@ class Question:
         vars(twin)["fed"] = above.fed
         forward.like(twin, self.model)
         return Made(twin, stages, *held_out)
+
+
+def _code(objective: type[Objective]) -> str:
+    """A hash of the source that makes states: an edit of it must not bring back states of before."""
+    modules = [*(f"llmtrain.{name}" for name in SOURCES), objective.__module__]
+    paths = [Path(str(sys.modules[name].__file__)) for name in modules]
+    return hashlib.sha256("".join(files.sha256(path) for path in paths if path.is_file()).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
