@@ -198,12 +198,20 @@ def test_features_of_several_hidden_states_have_the_same_losses_to_1e_6(begin: S
     assert cached.losses() == pytest.approx(plain.losses(), rel=1e-6, abs=1e-6)
 
 
-def test_features_with_gpt_1s_auxiliary_loss_are_cut_above_the_last_block_and_have_the_same_losses(begin: Start) -> None:
-    asked = [*MODES["features"], *TASKS["single"], "objective.weights.lm=0.5", "optimizer.lr=1e-2"]
+def test_an_untied_head_that_learns_from_gpt_1s_auxiliary_loss_is_cut_above_the_last_block_and_has_the_same_losses(begin: Start) -> None:
+    asked = [*MODES["features"], *TASKS["single"], "objective.weights.lm=0.5", "finetune.untie=true", "optimizer.lr=1e-2"]
     plain, cached = begin(*asked, "cache.use=never", of="gpt"), begin(*asked, "cache.use=always", of="gpt")
     assert cached.cut is not None
     assert (cached.cut.pooled, cached.cut.depth) == (False, 2)
     assert cached.losses() == pytest.approx(plain.losses(), rel=1e-6, abs=1e-6)
+
+
+def test_an_auxiliary_loss_that_teaches_nothing_keeps_no_vectors_from_being_stored(begin: Start) -> None:
+    asked = [*MODES["features"], *TASKS["single"], "cache.use=always"]
+    plain, with_words = begin(*asked, of="gpt"), begin(*asked, "objective.weights.lm=0.5", of="gpt")
+    assert with_words.cut is not None
+    assert with_words.cut.pooled
+    assert with_words.losses() == plain.losses()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -220,7 +228,7 @@ def test_the_validation_set_is_cached_too_and_its_numbers_are_the_same(begin: St
 
 @pytest.mark.parametrize("mode", ["last_layers", "features"])
 def test_the_head_is_standardised_alike_with_the_cache_and_without(begin: Start, mode: str) -> None:
-    asked = ["finetune=features", *TASKS["single"]] if mode == "features" else ["finetune=features", *TASKS["single"], "objective.weights.lm=0.5"]
+    asked = ["finetune=features", *TASKS["single"]] if mode == "features" else ["finetune=features", *TASKS["single"], "objective.weights.lm=0.5", "finetune.untie=true"]
     plain, cached = (begin(*asked, f"cache.use={use}", of="gpt") for use in ("never", "always"))
     heads = [pooled_head(started.job.saved) for started in (plain, cached)]
     assert heads[0] is not None

@@ -55,6 +55,8 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
     """Check everything, make the folder, and run here or in several processes. Returns the exit code."""
     built = parts(composed.config)
     notes = composed.notes + without_effect(built, composed.given) + advice(built)
+    if "lm" in built.objective.weights:
+        composed.config.objective.weights.lm = built.objective.weights["lm"]  # left out where it would teach nothing
     if runtime.in_worker():
         return _start_as_rank(composed.config, overrides, verb, built.runtime, notes)
     for line in notes:

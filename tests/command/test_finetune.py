@@ -346,6 +346,7 @@ REFUSED: list[tuple[str, tuple[str, ...], str, str]] = [
     ("bert", ("model.head=family", "objective=multiple_choice"), "cannot do objective=multiple_choice", "model.head=pooled"),
     ("gpt", ("model.head=family", "objective.weights.lm=0.5"), "cannot do objective.weights.lm above 0", "model.head=pooled"),
     ("bert", ("model.head=family", "finetune=features", "finetune.states=all"), "cannot do finetune.states", "model.head=pooled"),
+    ("gpt", ("model.pooling=cls",), "the state of the first token is the same for every text", "model.pooling=last"),
     ("bert", ("objective.weights.lm=0.5",), "needs a causal model", "objective.weights.lm=0"),
     ("bert", ("objective=next_token",), "asks for a causal model", "model.checkpoint=FOLDER of a GPT"),
     ("gpt", ("objective=masked_lm",), "asks for a bidirectional model", "model.checkpoint=FOLDER of a BERT"),
@@ -383,6 +384,16 @@ def test_what_cannot_work_is_refused_in_a_few_lines_with_the_way_out(
     assert what.partition(" ")[2] in said if what[0] == "A" and what[1:3].isdigit() else what in said
     assert way_out in said
     assert not list(tmp_path.glob("run/final")) + list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_an_auxiliary_loss_that_teaches_nothing_is_left_out_and_said_and_the_run_is_examined_without_it(
+    finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finetune(tmp_path / "run", *asked("features"), "objective.weights.lm=0.5", "trainer.max_steps=2", of="gpt")
+    assert "note: objective.weights.lm has no effect" in capsys.readouterr().out
+    for name in ("config.yaml", "resolved.yaml"):
+        assert yaml.safe_load((run / name).read_text())["objective"]["weights"]["lm"] == 0
+    assert main(["evaluate", f"model.checkpoint={run}", "device=cpu", "threads=1"]) == 0
 
 
 def larger_tokenizer(run: Path, folder: Path) -> Path:
