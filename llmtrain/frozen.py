@@ -68,6 +68,10 @@ STATISTICS = 4096  # sequences that the head's standardisation is measured on: i
 Progress = Callable[[int, int], None]
 
 
+def silent(done: int, total: int) -> None:
+    """A `Progress` that tells nobody."""
+
+
 class Stage(Protocol):
     """What is looked at of a stage of the trainer's: its examples, their order, and what takes the place of the model's inputs."""
 
@@ -237,7 +241,7 @@ class Question:
                 self._digests[name] = cache.tensor_digest(parameter)
         return cache.weights_fingerprint((name, self._digests[name]) for name in weights)
 
-    def make(self, cut: Cut, progress: Progress = lambda done, total: None) -> Made:
+    def make(self, cut: Cut, progress: Progress = silent) -> Made:
         """The states of all examples, and the part of the model that is left to run.
 
         Of several processes every one asks, and the lock of an entry lets one compute it while the others wait: no collective
@@ -385,7 +389,7 @@ def store_together(
     cuts: Sequence[Cut | None],
     say: Callable[[str], None],
     *,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Make what these runs would read and is not there yet: of all that one pass can make, in one pass. In one process.
@@ -482,7 +486,7 @@ def _hash_once(boundaries: Iterable[Boundary]) -> None:
 def _stored(
     boundaries: Sequence[Boundary],
     say: Callable[[str], None],
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> list[cache.Stored]:
     """The entries of boundaries of the same examples, by one pass of the first one's model over what is missing."""

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from llmtrain.command import parts, train as recipe
 from llmtrain.command.parts import Parts
 from llmtrain.config import build, compose
 from llmtrain.data import loader
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, LLMTrainError
 from llmtrain.model.head import pooled_head
 from llmtrain.runtime import has_bf16
 from llmtrain.trainer import Trainer, collate
@@ -146,7 +147,9 @@ def begin(look: Callable[..., recipe.Ready]) -> Start:
 
     def run(*overrides: str, of: str = "bert") -> Started:
         ready = look(*overrides, of=of)
-        return Started(ready.job, recipe._compute_once(ready, None))
+        asked, cut = recipe._decided(ready, None)
+        recipe._compute_once(ready, asked, cut)
+        return Started(ready.job, cut)
 
     return run
 
@@ -786,6 +789,28 @@ def test_a_head_that_reads_lower_states_is_not_taken_over_where_blocks_above_the
     started = begin(*MODES["last_layers"], *TASKS["single"], f"model.checkpoint={first}", "cache.use=always")
     assert pooled_head(started.job.saved).states == (2,)  # type: ignore[union-attr]
     assert started.cut is not None
+
+
+@pytest.mark.parametrize("mode", ["last_layers", "features"])
+def test_what_is_computed_once_and_what_it_costs_is_said_before_it_is_computed(
+    finetune: Train, states: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    said: list[str] = []
+    make = frozen.Question.make
+    monkeypatch.setattr(frozen.Question, "make", lambda *args: (said.append(" ".join(capsys.readouterr().out.split())), make(*args))[1])
+    finetune(tmp_path / "run", *MODES[mode], *TASKS["single"], "cache.use=always", "trainer.max_steps=2")
+    assert len(said) == 1
+    assert re.search("cache.use=always: .* blocks, .*passes cost", said[0].replace("│", ""))
+    assert "block.0" in said[0]  # the map
+
+
+def test_a_refused_resume_computes_nothing(finetune: Train, states: Path, made: list[Path], tmp_path: Path) -> None:
+    run = finetune(tmp_path / "run", *LAST, "trainer.max_steps=2")
+    shutil.rmtree(states)
+    made.clear()
+    with pytest.raises(LLMTrainError, match="optimizer.lr"):
+        finetune(run, *LAST, "trainer.max_steps=4", "optimizer.lr=1e-4")
+    assert made == []
 
 
 @pytest.mark.parametrize("mode", ["last_layers", "features"])

@@ -102,7 +102,9 @@ def test_what_the_proof_says_is_what_stands_in_the_files(run_of: Callable[[str],
 
 
 @pytest.mark.parametrize("name", ["embeddings.word_embeddings.weight", "encoder.layer.0.output.dense.bias"])
-def test_a_frozen_tensor_that_moves_all_the_same_is_reported(finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_frozen_tensor_that_moves_all_the_same_ends_the_run_without_final(
+    pretrained: Pretrained, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     real = trainer.Trainer._update
 
     def update(self: trainer.Trainer, batches: list[Batch]) -> Any:
@@ -110,10 +112,30 @@ def test_a_frozen_tensor_that_moves_all_the_same_is_reported(finetune: Train, tm
         return real(self, batches)
 
     monkeypatch.setattr(trainer.Trainer, "_update", update)
-    found = proof(finetune(tmp_path / "run", *asked("last_layers"), "trainer.max_steps=1"))
+    typed = [*tiny(*asked("last_layers"), "trainer.max_steps=1", base=TINY_FINETUNE), f"model.checkpoint={pretrained('bert')}"]
+    run = tmp_path / "run"
+    assert main(["finetune", *typed, f"output_dir={run}"]) == 1
+    assert f"1 frozen tensors moved: {name}" in capsys.readouterr().err
+    found = proof(run)
+    assert (found["status"], found["exit_code"]) == ("failed", 1)
     assert found["freezing"]["frozen_but_moved"] == [name]
     assert found["freezing"]["frozen_unchanged"] == found["freezing"]["frozen"] - 1
-    assert any("frozen parameters moved" in line for line in found["warnings"])
+    assert not (run / "final").exists()
+
+
+def test_the_proof_is_of_the_weights_that_are_exported(finetune: Train, pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best ones may be of a phase in which what the next one trains was frozen."""
+    monkeypatch.setattr(trainer.Trainer, "_better", lambda self, value: self.state.best is None)  # the first evaluation, in the head's phase
+    phases = ("finetune=lp_ft", "finetune.head_share=0.5", "trainer.max_steps=4", "evaluation.every_steps=2")
+    best, last = (finetune(tmp_path / name, *phases, f"checkpoint.export={name}") for name in ("best", "last"))
+    found = {run.name: proof(run)["freezing"] for run in (best, last)}
+    base = safetensors.torch.load_file(pretrained("bert") / "final" / "model.safetensors")
+    for run in (best, last):
+        final = safetensors.torch.load_file(run / "final" / "model.safetensors")
+        same = sum(torch.equal(tensor, base[f"bert.{name}"]) for name, tensor in final.items())
+        assert same == found[run.name]["frozen_unchanged"] == found[run.name]["frozen"]
+    assert (found["best"]["trainable"], found["best"]["trainable_moved"]) == (2, 2)
+    assert found["best"]["frozen"] > found["last"]["frozen"] == 0
 
 
 def test_a_trainable_tensor_that_does_not_move_is_reported(finetune: Train, tmp_path: Path) -> None:
