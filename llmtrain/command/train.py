@@ -23,6 +23,7 @@ import llmtrain
 from llmtrain import cache, changes, checkpoint, files, processes, runtime, sharding
 from llmtrain.command.parts import Parts, advice, fits, parts, without_effect
 from llmtrain.config import Composed, build, flat, masked, read_yaml
+from llmtrain.data import questions
 from llmtrain.data.base import Data, Target
 from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError, DistributedError, LLMTrainError, Stopped, printable, shown
 from llmtrain.finetune.base import Finetune, Phase
@@ -238,6 +239,15 @@ def run_of(checkpoint: str) -> dict[str, Any]:
     return {}
 
 
+def trained_on(checkpoint: str) -> list[str] | None:
+    """Which texts of a row the run was trained on, that a folder of weights is or belongs to; None where it does not say."""
+    folder = files.expanded(checkpoint)
+    for path in (folder / "run.json", folder.parent / "run.json"):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            return list(map(str, json.loads(path.read_text(encoding="utf-8"))["reads"]))
+    return None
+
+
 # What is pretrained where nothing is: about a minute of two CPU cores, on the documentation that every Python carries.
 SMALL_START = {
     Attention.bidirectional: ("model=bert_tiny", "objective=masked_lm", "data.max_length=128", "trainer.max_steps=1000", "trainer.batch_size=32"),
@@ -296,6 +306,7 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
             checkpoint.warn_of_others(resume)
         ready = prepare(built, machine, folder, verb, resume)
         job, tokenizer, rows, anatomy = ready.job, ready.tokenizer, ready.rows, ready.anatomy
+        record.content |= {"reads": questions.texts(rows["train"])} if built.objective.target is not None else {}
         asked, cut = _decided(ready, stored)
         resolved = _resolved(config, built, machine, job, tokenizer, cut)
         job.config = resolved
