@@ -16,15 +16,17 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig
 
 from llmtrain import trainer
 from llmtrain.cli import main
 from llmtrain.command import train as recipe
 from llmtrain.command.parts import Parts, parts
-from llmtrain.config import shipped_dir
+from llmtrain.config import compose, shipped_dir
 from llmtrain.errors import CheckpointError, ConfigError, Stopped
+from llmtrain.model.base import HeadKind, Outputs, from_nothing
 from llmtrain.objective.base import Batch
 from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, stop_after, tiny
 
@@ -349,6 +351,32 @@ def test_two_processes_resume_a_finetuning_exactly(pretrained: Pretrained, tmp_p
     assert "resumed from step 3" in launch(tmp_path / "broken", *chosen, cwd=tmp_path).stdout
     a, b = outcome(tmp_path / "unbroken"), outcome(tmp_path / "broken")
     assert (a["weights"], a["optimizer"], a["final"]) == (b["weights"], b["optimizer"], b["final"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "trainable"),
+    [(("finetune=features",), 592_130), (("finetune=last_layers", "finetune.blocks=1"), 7_680_002), (("finetune=full",), 66_955_010)],
+    ids=["the head", "the head and a block", "all"],
+)
+def test_the_published_numbers_of_trainable_parameters_come_from_the_config_of_the_recipe(
+    pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: tuple[str, ...], trainable: int
+) -> None:
+    """DistilBERT as published, without its weights: what the command line says, up to what the trainer would train."""
+    folder = tmp_path / "distilbert"
+    AutoTokenizer.from_pretrained(pretrained("bert") / "final").save_pretrained(folder)
+    DistilBertConfig(architectures=["DistilBertForMaskedLM"]).save_pretrained(folder)
+    monkeypatch.chdir(tmp_path)
+    assert main(["validate", "finetune", "data=synthetic", "model.head=family", f"model.checkpoint={folder}", "data.max_length=512", "device=cpu", *mode]) == 0
+    assert "✓ model and objective fit" in capsys.readouterr().out
+    built = parts(compose("finetune", ["experiment=imdb_distilbert", f"model.checkpoint={folder}", *mode]).config)
+    assert built.model.head is HeadKind.family
+    with torch.device("meta"):
+        model = from_nothing(built.model, AutoTokenizer.from_pretrained(folder), built.objective.head, Outputs(2, ("neg", "pos")), built.objective.asks_words)
+    model, anatomy = recipe._prepared(built, model, {"train": Dataset.from_dict({})})
+    phases = [recipe.read_by_something(phase, anatomy) for phase in built.finetune.plan(anatomy)]
+    moving = frozenset().union(*(phase.trainable for phase in phases))
+    assert sum(parameter.numel() for name, parameter in model.named_parameters() if name in moving) == trainable
+    assert sum(parameter.numel() for parameter in model.parameters()) == 66_955_010
 
 
 # --- refused, with a way out --------------------------------------------------------------------------------------
