@@ -231,7 +231,11 @@ def test_the_validation_set_is_cached_too_and_its_numbers_are_the_same(begin: St
 
 @pytest.mark.parametrize("mode", ["last_layers", "features"])
 def test_the_head_is_standardised_alike_with_the_cache_and_without(begin: Start, mode: str) -> None:
-    asked = ["finetune=features", *TASKS["single"]] if mode == "features" else ["finetune=features", *TASKS["single"], "objective.weights.lm=0.5", "finetune.untie=true"]
+    asked = (
+        ["finetune=features", *TASKS["single"]]
+        if mode == "features"
+        else ["finetune=features", *TASKS["single"], "objective.weights.lm=0.5", "finetune.untie=true"]
+    )
     plain, cached = (begin(*asked, f"cache.use={use}", of="gpt") for use in ("never", "always"))
     heads = [pooled_head(started.job.saved) for started in (plain, cached)]
     assert heads[0] is not None
@@ -440,7 +444,11 @@ cache._write_batch = lambda *given: (time.sleep(7), real(*given))
 def test_a_store_pass_of_two_processes_may_take_longer_than_they_wait_for_each_other(pretrained: Pretrained, states: Path, tmp_path: Path) -> None:
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW)
-    typed = [*tiny(*LAST, "devices=2", "distributed.timeout_s=15", base=TINY_FINETUNE), f"model.checkpoint={pretrained('bert')}", f"output_dir={tmp_path / 'run'}"]
+    typed = [
+        *tiny(*LAST, "devices=2", "distributed.timeout_s=15", base=TINY_FINETUNE),
+        f"model.checkpoint={pretrained('bert')}",
+        f"output_dir={tmp_path / 'run'}",
+    ]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'slow'}{os.pathsep}{Path.cwd()}"}
     command = [sys.executable, "-W", "ignore", "-m", "llmtrain", "finetune", *typed]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment, check=False)
@@ -808,7 +816,7 @@ def test_a_refused_resume_computes_nothing(finetune: Train, states: Path, made: 
     run = finetune(tmp_path / "run", *LAST, "trainer.max_steps=2")
     shutil.rmtree(states)
     made.clear()
-    with pytest.raises(LLMTrainError, match="optimizer.lr"):
+    with pytest.raises(LLMTrainError, match=r"optimizer\.lr"):
         finetune(run, *LAST, "trainer.max_steps=4", "optimizer.lr=1e-4")
     assert made == []
 

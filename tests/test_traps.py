@@ -110,7 +110,10 @@ def texts(pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def asked(pairs: bool = False, **changes: Any) -> tuple[str, ...]:
         base = with_tokenizer(pretrained("gpt"), tmp_path / "base", **changes)
         for name in ("train", "validation"):
-            rows = [("the old dog sleeps under my tree" if i % 3 == 0 else "the dog", i, f"{name}{',a fox' if pairs else ''}", "no" if i % 3 else "yes") for i in range(40)]
+            rows = [
+                ("the old dog sleeps under my tree" if i % 3 == 0 else "the dog", i, f"{name}{',a fox' if pairs else ''}", "no" if i % 3 else "yes")
+                for i in range(40)
+            ]
             lines = [f"{text} {i} {rest},{label}" for text, i, rest, label in rows]
             (tmp_path / f"{name}.csv").write_text("\n".join(["text,second,label" if pairs else "text,label", *lines]))
         data = ("data=text", "data.train=train.csv", "data.validation=validation.csv", "data.max_length=32")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from llmtrain.callback.base import Callback, Step
 from llmtrain.callback import progress
+from llmtrain.callback.base import Callback, Step
 from llmtrain.callback.progress import counted, time_left
 from llmtrain.config import build
 from llmtrain.state import RunState

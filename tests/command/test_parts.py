@@ -48,7 +48,11 @@ def test_a_default_without_effect_is_not_reported() -> None:
         ("finetune", ("trainer.batch_size=4", "finetune.batch_size=8"), "finetune.batch_size"),
         ("finetune", ("trainer.max_steps=4", "finetune.epochs=1"), "finetune.epochs"),
         ("finetune", ("finetune=features", "objective.weights.lm=0.5"), "objective.weights.lm"),
-        ("finetune", ("finetune=layers", "finetune.address=none", "finetune.norm=false", "finetune.pooler=false", "objective.weights.lm=0.5"), "objective.weights.lm"),
+        (
+            "finetune",
+            ("finetune=layers", "finetune.address=none", "finetune.norm=false", "finetune.pooler=false", "objective.weights.lm=0.5"),
+            "objective.weights.lm",
+        ),
     ],
 )
 def test_a_key_without_effect_is_reported_of_a_finetuning_too(pretrained: Pretrained, verb: str, overrides: tuple[str, ...], key: str) -> None:
