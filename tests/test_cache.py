@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -972,7 +973,8 @@ def test_what_is_chosen_is_the_cheapest_of_all_choices(seed: int) -> None:
         runs(depth, draw.choice([0.05, 0.2, 0.4, 0.5, 0.7, 1]), members=draw.choice([1, 2]), ready=draw.random() < 0.2)
         for depth in draw.choices(range(1, 6), k=5)
     ]
-    balance = cache._Balance(cases, draw.choice([1e11, 1e12]))
+    flops = draw.choice([1e11, 1e12])
+    balance = cache._Balance([dataclasses.replace(one, flops=flops) for one in cases])
     choices = [set(some) for number in range(6) for some in itertools.combinations(range(5), number)]
     assert balance._score(balance.best(set(range(5)))) == pytest.approx(max(map(balance._score, choices)), rel=1e-9, abs=1e-6)
 
