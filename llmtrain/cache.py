@@ -60,8 +60,8 @@ BATCH_TOKENS = 4096
 # rows of 5 to 60 tokens × 384). Making: write and fsync 0.7, sha256 of the manifest 0.65, sha256 when read back 0.65.
 # Reading: batches of 16 random rows from the page cache, 0.15 (fp32) to 0.24 (bf16).
 WRITE_S, OPEN_S, READ_S = 2.0, 0.65, 0.25
-# What a block does in a second where the caller does not know better: one thread of the same processor ran whole training
-# steps at 78 to 93 GFLOP/s in fp32 and at 115 to 135 in bf16.
+# What a block does in a second on one CPU thread: one of the same processor ran whole training steps at 78 to 93 GFLOP/s in
+# fp32 and at 115 to 135 in bf16.
 FLOPS = 1e11
 WORTH = 1.05  # times cheaper: below, the gain is smaller than what was seen between two equal runs
 SPARE = 0.9  # of the free disk that states may take: checkpoints want room too
@@ -148,6 +148,7 @@ class Case:
         passes: how often one of the runs goes through the data, evaluation included.
         width: numbers of a hidden state.
         members: how many runs they are.
+        flops: of the device in a block's forward, per second.
     """
 
     settings: Settings
@@ -158,6 +159,7 @@ class Case:
     width: int
     pieces: Sequence[Piece]
     members: int = 1
+    flops: float = FLOPS
 
     @property
     def tokens(self) -> int:
@@ -181,7 +183,7 @@ class Case:
         return f"{'pooled vectors' if self.pooled else 'states'} above {self.depth} of {self.blocks} blocks, {readable(self.gigabytes * 1e9)}{there}"
 
 
-def decide(cases: Sequence[Case], *, free_gb: float, flops: float = FLOPS) -> list[Decision]:
+def decide(cases: Sequence[Case], *, free_gb: float) -> list[Decision]:
     """For each case whether storing what its lower blocks make is cheaper than making it again in every pass of every run.
 
     What is stored is paid once, however many runs read it, and one pass makes the states of all depths. If the disk has
@@ -189,7 +191,6 @@ def decide(cases: Sequence[Case], *, free_gb: float, flops: float = FLOPS) -> li
 
     Args:
         free_gb: of the disk, `free_gb()`.
-        flops: of the device in a block's forward, per second.
 
     Raises:
         ConfigError: `always`, where nothing is frozen below, or above `max_gb`.
@@ -199,7 +200,7 @@ def decide(cases: Sequence[Case], *, free_gb: float, flops: float = FLOPS) -> li
     for i, why in refused.items():
         if cases[i].settings.use is Use.always:
             raise why
-    balance = _Balance(cases, flops)
+    balance = _Balance(cases)
     possible = {i for i, case in enumerate(cases) if case.settings.use is not Use.never} - refused.keys()
     chosen, crowded = _that_fit(balance, possible, free_gb)
     found = []
@@ -262,8 +263,8 @@ class _Balance:
     this says 1.10, 1.36, 1.71 and 2.97.
     """
 
-    def __init__(self, cases: Sequence[Case], flops: float) -> None:
-        self.cases, self.flops = cases, flops
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self.cases = cases
 
     # --- costs
 
@@ -295,7 +296,7 @@ class _Balance:
         return 0 if self.cases[i].pooled else 3 * (self.cases[i].blocks - self.cases[i].depth)
 
     def _disk(self, i: int, seconds_per_gb: float, gigabytes: float) -> float:
-        return seconds_per_gb * gigabytes * self.flops / (24 * self.cases[i].width ** 2)
+        return seconds_per_gb * gigabytes * self.cases[i].flops / (24 * self.cases[i].width ** 2)
 
     def missing(self, chosen: Iterable[int]) -> dict[str, float]:
         """Entry → GB of what is not there yet."""

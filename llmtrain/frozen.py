@@ -11,19 +11,22 @@ Where only the pooled head moves, what is stored is one vector for each sequence
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
-from llmtrain import cache
+from llmtrain import cache, files
 from llmtrain.data import loader, store, tokenizer as tokens
 from llmtrain.errors import ConfigError, Stopped
 from llmtrain.finetune.base import Phase
@@ -31,6 +34,7 @@ from llmtrain.model import anatomy as parts, forward
 from llmtrain.model.base import evaluating, require_separation
 from llmtrain.model.head import NAME, PooledHead, pool, pooled_head
 from llmtrain.objective.base import Batch, Draw, Objective
+from llmtrain.runtime import cpu_flags
 from llmtrain.seeding import generator
 
 if TYPE_CHECKING:
@@ -44,11 +48,28 @@ if TYPE_CHECKING:
 log = logging.getLogger("llmtrain")
 # What a family's config says and its states do not depend on.
 SAYS_NOTHING = ("_name_or_path", "architectures", "transformers_version", "id2label", "label2id", "problem_type", "dtype")
+# What decides the stored numbers besides weights, tokens and libraries: framing, padding, attention, the cut, pooling, rounding.
+SOURCES = ("cache", "frozen", "model.anatomy", "model.forward", "model.head", "objective.base", "objective.masking", "objective.tasks")
 # Of an update, beside its blocks: what reading, collating and recording it takes, and AdamW for each number that moves, of
 # a GPU nothing. In seconds; 960 updates of a head, and the optimizer alone on 8 million numbers, on one thread of an EPYC Zen 4.
 UPDATE_S, MOVED_S = 2.4e-3, 1.1e-9
 MEASURED, MEASURE_S = 5, 2.0  # batches that `measure` times, and seconds that they may take
+# What a block does in a second, against the seconds that a disk takes. Rough, and only of that kind: about a third of what data
+# sheets say of an A100 to an H100 without tensor cores (fp32) and with them, and of an Apple M2 Pro; a slower card only makes `auto`
+# store less than it could. A CPU has cache.FLOPS for each thread, which fp32 and bf16 reach alike; with AMX bf16 was not
+# measured, and is taken for a tenth of the data sheet of a Sapphire Rapids core. The sweep's own times are measured: `measure`.
+DEVICE_FLOPS = {("cuda", "fp32"): 1e13, ("cuda", "bf16"): 2e14, ("cuda", "fp16"): 2e14}
+MPS_FLOPS, AMX_FLOPS = 2e12, 5e11
+# By how much the main process of a node goes ahead of the others there: it is then the one that computes, and shows how far
+# it is. Where another one comes first all the same, that one computes.
+HEAD_START_S = 1.0
 STATISTICS = 4096  # sequences that the head's standardisation is measured on: its error is then 1.6 % of a deviation
+
+Progress = Callable[[int, int], None]
+
+
+def silent(done: int, total: int) -> None:
+    """A `Progress` that tells nobody."""
 
 
 class Stage(Protocol):
@@ -196,8 +217,9 @@ class Question:
 
     @cached_property
     def _surroundings(self) -> dict[str, Any]:
-        asked = {name: str(value) for name, value in asdict(self.objective).items() if name != "weights"}
+        asked = {name: str(value) for name, value in asdict(self.objective).items() if name not in self.objective.loss_settings}
         return {
+            "code": _code(type(self.objective)),
             "config": {name: value for name, value in json.loads(self.model.config.to_json_string(use_diff=False)).items() if name not in SAYS_NOTHING},
             "tokenizer": tokens.fingerprint(self.tokenizer),
             "objective": {"kind": type(self.objective).__name__, **asked},
@@ -219,11 +241,21 @@ class Question:
                 self._digests[name] = cache.tensor_digest(parameter)
         return cache.weights_fingerprint((name, self._digests[name]) for name in weights)
 
-    def make(self, cut: Cut) -> Made:
-        """The states of all examples, and the part of the model that is left to run. All processes wait for the main one."""
+    def make(self, cut: Cut, progress: Progress = silent) -> Made:
+        """The states of all examples, and the part of the model that is left to run.
+
+        Of several processes every one asks, and the lock of an entry lets one compute it while the others wait: no collective
+        does, whose timeout a long pass would outlast. Processes without a disk in common each make their own.
+
+        Args:
+            progress: told, after every batch, how many are done and how many there are.
+        """
         self.model.to(self.machine.accelerator.device)  # before it gets a twin, whose buffers are then the same ones
-        with self.machine.accelerator.main_process_first():
-            computed = [self._computed(Boundary(self, examples, cut.depth, cut.pooled)) for examples in self.sets]
+        if not self.machine.accelerator.is_local_main_process:
+            time.sleep(HEAD_START_S)
+        boundaries = [Boundary(self, examples, cut.depth, cut.pooled) for examples in self.sets]
+        say = log.warning if self.machine.main else log.info
+        computed = [Computed(_stored([of], say, told)[0], of.vectors) for of, told in zip(boundaries, _over_all(boundaries, progress), strict=True)]
         stages: list[Any] = list(self.stages)
         stages = [replace(stage, computed=found) for stage, found in zip(stages, computed, strict=False)]
         validation, *test = computed[len(stages) :]
@@ -238,8 +270,12 @@ class Question:
         forward.like(twin, self.model)
         return Made(twin, stages, *held_out)
 
-    def _computed(self, boundary: Boundary) -> Computed:
-        return Computed(_stored([boundary], log.warning)[0], boundary.vectors)
+
+def _code(objective: type[Objective]) -> str:
+    """A hash of the source that makes states: an edit of it must not bring back states of before."""
+    modules = [*(f"llmtrain.{name}" for name in SOURCES), objective.__module__]
+    paths = [Path(str(sys.modules[name].__file__)) for name in modules]
+    return hashlib.sha256("".join(files.sha256(path) for path in paths if path.is_file()).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -337,7 +373,15 @@ def _case(boundaries: Sequence[Boundary], members: int, source: Mapping[int, str
         width=int(question.model.config.hidden_size),
         pieces=pieces,
         members=members,
+        flops=flops(question.machine),
     )
+
+
+def flops(machine: Runtime) -> float:
+    """What a block's forward does in a second on this machine, by its kind."""
+    if machine.device != "cpu":
+        return DEVICE_FLOPS.get((machine.device, machine.precision.name), MPS_FLOPS)
+    return machine.threads * (AMX_FLOPS if machine.precision.name == "bf16" and "amx_bf16" in cpu_flags() else cache.FLOPS)
 
 
 def store_together(
@@ -345,7 +389,7 @@ def store_together(
     cuts: Sequence[Cut | None],
     say: Callable[[str], None],
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Make what these runs would read and is not there yet: of all that one pass can make, in one pass. In one process.
@@ -359,17 +403,22 @@ def store_together(
         False where it was interrupted: what was complete by then stays, nothing else does.
     """
     missing = _missing_passes(questions, cuts)
-    sizes = [len(cache.batches(group[0].lengths.tolist())) for group in missing]
-
-    def after(batches: int) -> Callable[[int, int], None]:
-        return lambda done, _: progress(batches + done, sum(sizes))
-
     try:
-        for number, group in enumerate(missing):
-            _stored(group, say, after(sum(sizes[:number])), interrupted)
+        for group, told in zip(missing, _over_all([group[0] for group in missing], progress), strict=True):
+            _stored(group, say, told, interrupted)
     except Stopped:
         return False
     return True
+
+
+def _over_all(boundaries: Sequence[Boundary], progress: Progress) -> list[Progress]:
+    """For the pass of each boundary what counts its batches after those of the passes before it."""
+    sizes = [len(cache.batches(boundary.lengths.tolist())) for boundary in boundaries]
+
+    def after(batches: int) -> Progress:
+        return lambda done, _: progress(batches + done, sum(sizes))
+
+    return [after(sum(sizes[:number])) for number in range(len(sizes))]
 
 
 @dataclass(frozen=True)
@@ -437,7 +486,7 @@ def _hash_once(boundaries: Iterable[Boundary]) -> None:
 def _stored(
     boundaries: Sequence[Boundary],
     say: Callable[[str], None],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> list[cache.Stored]:
     """The entries of boundaries of the same examples, by one pass of the first one's model over what is missing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -832,13 +833,13 @@ def case(chosen: Settings, *, name: str = "one", source: str = "rows", members: 
     pooled, tokens, sequences = facts["pooled"], facts["tokens"], facts["sequences"]
     gigabytes = (sequences if pooled else tokens) * facts["width"] * facts["bytes_per_number"] / 1e9
     piece = Piece(entry=name, source=source, tokens=tokens, gigabytes=gigabytes, ready=facts["ready"])
-    plain = {key: facts[key] for key in ("depth", "blocks", "pooled", "passes", "width")}
+    plain = {key: facts[key] for key in ("depth", "blocks", "pooled", "passes", "width", "flops") if key in facts}
     return Case(settings=chosen, members=members, pieces=[piece], **plain)
 
 
-def decide(chosen: Settings, *, flops: float = cache.FLOPS, **facts: Any) -> cache.Decision:
+def decide(chosen: Settings, **facts: Any) -> cache.Decision:
     """On runs that share nothing with others."""
-    return cache.decide([case(chosen, **facts)], free_gb=facts["free_gb"], flops=flops)[0]
+    return cache.decide([case(chosen, **facts)], free_gb=facts["free_gb"])[0]
 
 
 def settings(use: Use = Use.auto, max_gb: float = 20.0, dtype: Dtype = Dtype.auto) -> Settings:
@@ -878,7 +879,7 @@ def test_vectors_are_stored_also_where_it_pays_in_later_runs_alone_and_that_is_s
 
 @pytest.mark.parametrize(("depth", "passes", "measured"), [(6, 3, 2.8), (5, 3, 1.65), (4, 3, 1.36), (2, 3, 1.09), (4, 5, 1.48), (2, 10, 1.13), (4, 1, 0.97)])
 def test_the_cost_model_agrees_with_what_was_measured_to_a_tenth(depth: int, passes: int, measured: float) -> None:
-    balance = cache._Balance([case(settings(), depth=depth, passes=passes, **MEASURED)], cache.FLOPS)
+    balance = cache._Balance([case(settings(), depth=depth, passes=passes, **MEASURED)])
     assert balance.again(0) / (balance.reading(0) + balance.making([0])) == pytest.approx(measured, rel=0.1)
 
 
@@ -972,7 +973,8 @@ def test_what_is_chosen_is_the_cheapest_of_all_choices(seed: int) -> None:
         runs(depth, draw.choice([0.05, 0.2, 0.4, 0.5, 0.7, 1]), members=draw.choice([1, 2]), ready=draw.random() < 0.2)
         for depth in draw.choices(range(1, 6), k=5)
     ]
-    balance = cache._Balance(cases, draw.choice([1e11, 1e12]))
+    flops = draw.choice([1e11, 1e12])
+    balance = cache._Balance([dataclasses.replace(one, flops=flops) for one in cases])
     choices = [set(some) for number in range(6) for some in itertools.combinations(range(5), number)]
     assert balance._score(balance.best(set(range(5)))) == pytest.approx(max(map(balance._score, choices)), rel=1e-9, abs=1e-6)
 

@@ -7,7 +7,10 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +22,14 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from llmtrain import cache, checkpoint, frozen, runtime
+from llmtrain import cache, checkpoint, files, frozen, runtime
 from llmtrain.callback.base import Step
 from llmtrain.cli import main
 from llmtrain.command import parts, train as recipe
 from llmtrain.command.parts import Parts
 from llmtrain.config import build, compose
 from llmtrain.data import loader
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, LLMTrainError
 from llmtrain.model.head import pooled_head
 from llmtrain.runtime import has_bf16
 from llmtrain.trainer import Trainer, collate
@@ -144,7 +147,9 @@ def begin(look: Callable[..., recipe.Ready]) -> Start:
 
     def run(*overrides: str, of: str = "bert") -> Started:
         ready = look(*overrides, of=of)
-        return Started(ready.job, recipe._compute_once(ready, None))
+        asked, cut = recipe._decided(ready, None)
+        recipe._compute_once(ready, asked, cut)
+        return Started(ready.job, cut)
 
     return run
 
@@ -196,12 +201,20 @@ def test_features_of_several_hidden_states_have_the_same_losses_to_1e_6(begin: S
     assert cached.losses() == pytest.approx(plain.losses(), rel=1e-6, abs=1e-6)
 
 
-def test_features_with_gpt_1s_auxiliary_loss_are_cut_above_the_last_block_and_have_the_same_losses(begin: Start) -> None:
-    asked = [*MODES["features"], *TASKS["single"], "objective.weights.lm=0.5", "optimizer.lr=1e-2"]
+def test_an_untied_head_that_learns_from_gpt_1s_auxiliary_loss_is_cut_above_the_last_block_and_has_the_same_losses(begin: Start) -> None:
+    asked = [*MODES["features"], *TASKS["single"], "objective.weights.lm=0.5", "finetune.untie=true", "optimizer.lr=1e-2"]
     plain, cached = begin(*asked, "cache.use=never", of="gpt"), begin(*asked, "cache.use=always", of="gpt")
     assert cached.cut is not None
     assert (cached.cut.pooled, cached.cut.depth) == (False, 2)
     assert cached.losses() == pytest.approx(plain.losses(), rel=1e-6, abs=1e-6)
+
+
+def test_an_auxiliary_loss_that_teaches_nothing_keeps_no_vectors_from_being_stored(begin: Start) -> None:
+    asked = [*MODES["features"], *TASKS["single"], "cache.use=always"]
+    plain, with_words = begin(*asked, of="gpt"), begin(*asked, "objective.weights.lm=0.5", of="gpt")
+    assert with_words.cut is not None
+    assert with_words.cut.pooled
+    assert with_words.losses() == plain.losses()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -218,7 +231,11 @@ def test_the_validation_set_is_cached_too_and_its_numbers_are_the_same(begin: St
 
 @pytest.mark.parametrize("mode", ["last_layers", "features"])
 def test_the_head_is_standardised_alike_with_the_cache_and_without(begin: Start, mode: str) -> None:
-    asked = ["finetune=features", *TASKS["single"]] if mode == "features" else ["finetune=features", *TASKS["single"], "objective.weights.lm=0.5"]
+    asked = (
+        ["finetune=features", *TASKS["single"]]
+        if mode == "features"
+        else ["finetune=features", *TASKS["single"], "objective.weights.lm=0.5", "finetune.untie=true"]
+    )
     plain, cached = (begin(*asked, f"cache.use={use}", of="gpt") for use in ("never", "always"))
     heads = [pooled_head(started.job.saved) for started in (plain, cached)]
     assert heads[0] is not None
@@ -274,6 +291,7 @@ def test_a_second_run_makes_nothing(begin: Start, states: Path, made: list[Path]
         ("trainer.batch_size=4",),
         ("trainer.max_steps=9",),
         ("objective.weights.class=2",),
+        ("objective.label_smoothing=0.1",),
         ("model.pooling=cls",),
         ("finetune=layers", "finetune.address=last:1"),
     ],
@@ -296,7 +314,8 @@ def changed(folder: Path, copy: Path, tensor: str | None = None, **config: Any) 
     return f"model.checkpoint={copy}"
 
 
-BF16 = pytest.param("precision=bf16", marks=pytest.mark.skipif(not has_bf16("cpu"), reason="this processor has no bf16"))
+BF16_MARKS = pytest.mark.skipif(not has_bf16("cpu"), reason="this processor has no bf16")
+BF16 = pytest.param("precision=bf16", marks=BF16_MARKS)
 
 
 @pytest.mark.parametrize("change", ["data.seed=1", "data.max_length=20", "data.pairs=true", "cache.dtype=fp16", BF16])
@@ -353,6 +372,17 @@ def test_an_entry_is_not_shared_by_another_tokenizer(begin: Start, states: Path,
     assert len(set(made)) == 2 * SETS
 
 
+@pytest.mark.parametrize("name", [*frozen.SOURCES, "objective.classification"])
+def test_an_entry_is_not_shared_by_another_code(ask: Ask, states: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    before, real = ask(*LAST).boundaries()[0], files.sha256
+    entry = cache._entry(before.identity)
+    source = Path(str(sys.modules[f"llmtrain.{name}"].__file__))
+    monkeypatch.setattr(files, "sha256", lambda path: "edited" if path == source else real(path))
+    after = ask(*LAST).boundaries()[0]
+    assert cache._entry(after.identity) != entry
+    assert not after.made_with(before)
+
+
 def test_two_models_that_follow_each_other_are_told_apart(begin: Start, states: Path, pretrained: Pretrained, tmp_path: Path) -> None:
     # Where a model was, Python may put the next one: nothing may be remembered by its address.
     for number in range(3):
@@ -391,6 +421,40 @@ def test_a_damaged_entry_is_made_again_with_one_line(
     lines = [line for line in said if "cache" in line]
     assert len(lines) == 1
     assert "states are made again: states.bin was changed" in lines[0]
+
+
+def test_no_process_waits_for_another_in_a_collective_while_states_are_stored(ask: Ask, states: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collective ends after distributed.timeout_s, which a pass may well take."""
+    question = ask(*LAST)
+    for name in ("main_process_first", "local_main_process_first", "wait_for_everyone"):
+        monkeypatch.setattr(type(question.machine.accelerator), name, lambda *_: pytest.fail("all processes waited"))
+    question.make(frozen.Cut(1, False, cache.Decision(True, "", 0)))
+    assert len(list(states.glob("*/manifest.json"))) == SETS
+
+
+SLOW = """
+import time
+from llmtrain import cache
+real = cache._write_batch
+cache._write_batch = lambda *given: (time.sleep(7), real(*given))
+"""
+
+
+@pytest.mark.long
+def test_a_store_pass_of_two_processes_may_take_longer_than_they_wait_for_each_other(pretrained: Pretrained, states: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW)
+    typed = [
+        *tiny(*LAST, "devices=2", "distributed.timeout_s=15", base=TINY_FINETUNE),
+        f"model.checkpoint={pretrained('bert')}",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'slow'}{os.pathsep}{Path.cwd()}"}
+    command = [sys.executable, "-W", "ignore", "-m", "llmtrain", "finetune", *typed]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(states.glob("*/manifest.json"))) == SETS
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["wall_seconds"] > 7 * SETS > 15
 
 
 def test_what_is_put_into_a_batch_is_of_its_samples(begin: Start) -> None:
@@ -476,9 +540,9 @@ def test_one_pass_makes_of_several_sequences_for_each_example_what_single_runs_m
         ((), 1),
         (("seed=1", "optimizer.lr=1e-2"), 1),
         (("data.max_length=20",), 2),
-        (("precision=bf16",), 2),
+        pytest.param(("precision=bf16",), 2, marks=BF16_MARKS),
         (("cache.dtype=fp16",), 2),
-        (("objective.label_smoothing=0.1",), 2),  # it changes no state; but what an objective asks is not looked into
+        (("objective.label_smoothing=0.1",), 1),
     ],
 )
 def test_runs_share_a_pass_where_nothing_differs_that_states_depend_on(ask: Ask, states: Path, change: tuple[str, ...], passes: int) -> None:
@@ -525,6 +589,24 @@ def test_a_plan_for_many_runs_stores_what_would_not_pay_for_one(ask: Ask, states
     assert (one.decision.use, many.decision.use) == (False, True)
     assert "for 50 runs" in many.decision.why
     assert not states.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "use"), [({}, True), ({"threads": 2}, True), ({"threads": 64}, False), ({"device": "cuda"}, False), ({"device": "mps"}, False)]
+)
+def test_on_a_device_to_which_the_disk_is_slow_auto_computes_again(ask: Ask, states: Path, changes: dict[str, Any], use: bool) -> None:
+    question = ask(*MODES["last_layers"], *TASKS["single"], "cache.use=auto", "trainer.max_steps=200")
+    cut = dataclasses.replace(question, machine=dataclasses.replace(question.machine, **changes)).plan()
+    assert cut is not None
+    assert cut.decision.use == use
+
+
+@pytest.mark.parametrize(("flags", "flops"), [((), 4 * cache.FLOPS), (("amx_bf16",), 4 * frozen.AMX_FLOPS)])
+def test_a_processor_with_matrix_units_is_faster_in_bf16_alone(ask: Ask, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], flops: float) -> None:
+    monkeypatch.setattr(frozen, "cpu_flags", lambda: set(flags))
+    machine = dataclasses.replace(ask(*LAST).machine, threads=4)
+    assert frozen.flops(machine) == 4 * cache.FLOPS
+    assert frozen.flops(dataclasses.replace(machine, precision=runtime.Precision.bf16)) == flops
 
 
 def test_what_is_not_used_is_not_stored(ask: Ask, states: Path) -> None:
@@ -715,6 +797,28 @@ def test_a_head_that_reads_lower_states_is_not_taken_over_where_blocks_above_the
     started = begin(*MODES["last_layers"], *TASKS["single"], f"model.checkpoint={first}", "cache.use=always")
     assert pooled_head(started.job.saved).states == (2,)  # type: ignore[union-attr]
     assert started.cut is not None
+
+
+@pytest.mark.parametrize("mode", ["last_layers", "features"])
+def test_what_is_computed_once_and_what_it_costs_is_said_before_it_is_computed(
+    finetune: Train, states: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    said: list[str] = []
+    make = frozen.Question.make
+    monkeypatch.setattr(frozen.Question, "make", lambda *args: (said.append(" ".join(capsys.readouterr().out.split())), make(*args))[1])
+    finetune(tmp_path / "run", *MODES[mode], *TASKS["single"], "cache.use=always", "trainer.max_steps=2")
+    assert len(said) == 1
+    assert re.search("cache.use=always: .* blocks, .*passes cost", said[0].replace("│", ""))
+    assert "block.0" in said[0]  # the map
+
+
+def test_a_refused_resume_computes_nothing(finetune: Train, states: Path, made: list[Path], tmp_path: Path) -> None:
+    run = finetune(tmp_path / "run", *LAST, "trainer.max_steps=2")
+    shutil.rmtree(states)
+    made.clear()
+    with pytest.raises(LLMTrainError, match=r"optimizer\.lr"):
+        finetune(run, *LAST, "trainer.max_steps=4", "optimizer.lr=1e-4")
+    assert made == []
 
 
 @pytest.mark.parametrize("mode", ["last_layers", "features"])

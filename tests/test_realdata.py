@@ -46,21 +46,22 @@ def test_a_head_on_frozen_features_reaches_logistic_regression_on_them(encoder: 
     seen: dict[str, Any] = {}
     real = frozen.Question.make
 
-    def make(self: frozen.Question, cut: frozen.Cut) -> frozen.Made:
-        seen["question"], seen["made"] = self, real(self, cut)
+    def make(self: frozen.Question, *given: Any) -> frozen.Made:
+        seen["question"], seen["made"] = self, real(self, *given)
         return seen["made"]  # type: ignore[no-any-return]
 
     monkeypatch.setattr(frozen.Question, "make", make)
-    ours = finetune(encoder, name, tmp_path / "run", "finetune=features")["best"]["value"]
+    record = finetune(encoder, name, tmp_path / "run", "finetune=features")
     question, made = seen["question"], seen["made"]
 
     def vectors(computed: Any, examples: Any) -> tuple[np.ndarray, np.ndarray]:
         return computed.stored.read(list(range(len(examples)))).float().numpy()[:, 0], np.asarray(examples["label"])
 
     theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=3000)).fit(*vectors(made.stages[0].computed, question.stages[0].train))
-    accuracy = theirs.score(*vectors(made.validation, question.validation))
-    error = np.sqrt(accuracy * (1 - accuracy) / len(question.validation))
-    assert ours >= accuracy - error
+    # On rows that neither was chosen by: the best of several evaluations on the validation rows would be an advantage of ours.
+    accuracy = theirs.score(*vectors(made.test, question.test))
+    error = np.sqrt(accuracy * (1 - accuracy) / len(question.test))
+    assert record["test"]["accuracy"] >= accuracy - error
 
 
 def test_more_trained_blocks_read_sentiment_better(encoder: Path, tmp_path: Path) -> None:

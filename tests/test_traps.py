@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from llmtrain import trainer
+from llmtrain import cache, frozen, trainer
 from llmtrain.cli import main
 from llmtrain.errors import ConfigError, Stopped
 from llmtrain.objective.base import IGNORED, Batch
@@ -24,12 +25,19 @@ TABLE: dict[str, tuple[str, ...]] = {
         "model/test_forward.py::test_t11_c18_our_head_answers_alike_with_padding_and_without",
         "model/test_forward.py::test_t11_c18_the_familys_own_head_answers_alike_with_padding_and_without",
     ),
-    "T12": ("test_traps.py::test_t12_a_tokenizer_that_pads_on_the_left_does_not_make_training_do_so",),
+    "T12": (
+        "test_traps.py::test_t12_a_tokenizer_that_pads_on_the_left_does_not_make_training_do_so",
+        "test_traps.py::test_t12_nor_predict_and_evaluate_where_a_text_has_the_same_answer_alone_and_beside_longer_ones",
+        "test_traps.py::test_t12_nor_the_pass_that_stores_states",
+    ),
     "T13": (
         "model/test_head.py::test_t13_the_last_token_goes_by_the_mask_where_a_text_ends_in_the_padding_token",
         "model/test_forward.py::test_t13_a_decoders_head_reads_the_last_token_by_the_mask_where_padding_and_end_are_one_token",
     ),
-    "T14": ("test_traps.py::test_t14_the_end_of_a_text_is_asked_for_though_it_is_the_padding_token_too",),
+    "T14": (
+        "test_traps.py::test_t14_the_end_of_a_text_is_asked_for_though_it_is_the_padding_token_too",
+        "test_traps.py::test_t14_gpt_1s_auxiliary_loss_asks_for_the_end_of_a_text_too",
+    ),
     "T15": (
         "model/test_gpt.py::test_c19_packed_documents_give_the_losses_and_logits_of_documents_alone",
         "model/test_gpt.py::test_c19_changing_the_first_document_changes_nothing_in_the_second_only_where_they_are_kept_apart",
@@ -92,21 +100,74 @@ def batches_of(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     return seen
 
 
-def test_t12_a_tokenizer_that_pads_on_the_left_does_not_make_training_do_so(pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPT-2 with padding on the left and no position ids reads positions that it should not."""
-    base = with_tokenizer(pretrained("gpt"), tmp_path / "base", padding_side="left")
-    for name in ("train", "validation"):
-        texts = [f"{'the dog' if i % 3 else 'the old dog sleeps under my tree'} {i} {name},{'short' if i % 3 else 'long'}" for i in range(40)]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *texts]))
+Texts = Callable[..., tuple[str, ...]]
+
+
+@pytest.fixture
+def texts(pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Texts:
+    """texts(padding_side="left") → a finetuning of a GPT-2 with this in its tokenizer, on texts of two lengths, or pairs of them."""
+
+    def asked(pairs: bool = False, **changes: Any) -> tuple[str, ...]:
+        base = with_tokenizer(pretrained("gpt"), tmp_path / "base", **changes)
+        for name in ("train", "validation"):
+            rows = [
+                ("the old dog sleeps under my tree" if i % 3 == 0 else "the dog", i, f"{name}{',a fox' if pairs else ''}", "no" if i % 3 else "yes")
+                for i in range(40)
+            ]
+            lines = [f"{text} {i} {rest},{label}" for text, i, rest, label in rows]
+            (tmp_path / f"{name}.csv").write_text("\n".join(["text,second,label" if pairs else "text,label", *lines]))
+        data = ("data=text", "data.train=train.csv", "data.validation=validation.csv", "data.max_length=32")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("LLMTRAIN_CACHE", str(tmp_path / "cache"))
+        own = tuple(o for o in TINY_FINETUNE if not o.startswith("data"))
+        return (*tiny(*data, "trainer.max_steps=4", "optimizer.lr=0.02", base=own), f"model.checkpoint={base}")
+
+    return asked
+
+
+@pytest.fixture
+def on_the_left(texts: Texts) -> tuple[str, ...]:
+    """With padding on the left and no position ids a GPT-2 reads positions that it should not."""
+    return texts(padding_side="left")
+
+
+def test_t12_a_tokenizer_that_pads_on_the_left_does_not_make_training_do_so(on_the_left: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = batches_of(monkeypatch)
-    data = ("data=text", "data.train=train.csv", "data.validation=validation.csv", "data.max_length=32")
-    typed = [*tiny(*data, "finetune=full", "trainer.max_steps=2", base=tuple(o for o in TINY_FINETUNE if not o.startswith("data"))), f"model.checkpoint={base}"]
-    monkeypatch.chdir(tmp_path)
-    assert main(["finetune", *typed, "output_dir=run"]) == 0
-    masks = [batch.inputs["attention_mask"] for batch in seen]
+    assert main(["finetune", *on_the_left, "finetune=full", "output_dir=run"]) == 0
+    masks = [batch.inputs["attention_mask"] for batch in seen if "attention_mask" in batch.inputs]  # without padding there is none
     assert any((mask == 0).any() for mask in masks)
     for mask in masks:
         assert (mask[:, :-1] >= mask[:, 1:]).all()
+
+
+def test_t12_nor_predict_and_evaluate_where_a_text_has_the_same_answer_alone_and_beside_longer_ones(on_the_left: tuple[str, ...], tmp_path: Path) -> None:
+    assert main(["finetune", *on_the_left, "finetune=full", "output_dir=run"]) == 0
+    assert json.loads((tmp_path / "run" / "final" / "tokenizer_config.json").read_text())["padding_side"] == "left"
+    found: dict[str, list[dict[str, float]]] = {}
+    for size in (1, 64):
+        machine = ("model.checkpoint=run", f"batch_size={size}", "device=cpu", "threads=1")
+        assert main(["predict", *machine, "file=validation.csv", f"output=answers{size}.jsonl"]) == 0
+        assert main(["evaluate", *machine, "split=validation", f"output=numbers{size}.json"]) == 0
+        lines = Path(f"answers{size}.jsonl").read_text().splitlines()
+        found.setdefault("answers", []).append({str(i): json.loads(line)["probability_yes"] for i, line in enumerate(lines)})
+        found.setdefault("numbers", []).append({name: value for name, value in json.loads(Path(f"numbers{size}.json").read_text()).items() if name == "loss"})
+    assert len({round(answer, 4) for answer in found["answers"][0].values()}) > 10  # the guard: texts are told apart
+    for alone, together in found.values():
+        assert together == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", [("finetune=features",), ("finetune=last_layers", "finetune.blocks=1")])
+def test_t12_nor_the_pass_that_stores_states(on_the_left: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: tuple[str, ...]) -> None:
+    real, made = frozen.Question.make, []
+    monkeypatch.setattr(frozen.Question, "make", lambda *given: (made.append(real(*given)), made[-1])[1])
+    for name, tokens in {"together": cache.BATCH_TOKENS, "alone": 1}.items():
+        monkeypatch.setattr(cache, "BATCH_TOKENS", tokens)
+        assert main(["finetune", *on_the_left, *mode, "cache.use=always", f"output_dir={name}"]) == 0
+    together, alone = (one.stages[0].computed.stored for one in made)
+    assert together.path != alone.path
+    samples = list(range(together.samples))
+    assert together.lengths(samples) == alone.lengths(samples)
+    assert torch.allclose(together.read(samples), alone.read(samples), atol=1e-5)
 
 
 def test_t14_the_end_of_a_text_is_asked_for_though_it_is_the_padding_token_too(
@@ -126,6 +187,22 @@ def test_t14_the_end_of_a_text_is_asked_for_though_it_is_the_padding_token_too(
     assert padded
     assert [int(row[-1]) for row in labels] == [tokenizer.eos_token_id] * len(labels)
     assert all(int((row == tokenizer.eos_token_id).sum()) == 1 for row in labels)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_t14_gpt_1s_auxiliary_loss_asks_for_the_end_of_a_text_too(pretrained: Pretrained, texts: Texts, monkeypatch: pytest.MonkeyPatch, pairs: bool) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(pretrained("gpt") / "final")
+    seen = batches_of(monkeypatch)
+    assert main(["finetune", *texts(pairs, pad_token=tokenizer.eos_token), "finetune=full", "objective.weights.lm=0.5", "output_dir=run"]) == 0
+    padded = [batch for batch in seen if "attention_mask" in batch.inputs]
+    rows = [(mask, labels) for batch in padded for mask, labels in zip(batch.inputs["attention_mask"], batch.labels["lm"], strict=True)]
+    assert any((mask == 0).any() for mask, _ in rows)
+    for mask, labels in rows:
+        asked = labels[labels != IGNORED]
+        assert len(asked) == int(mask.sum()) - 1  # each token but the first, the last one among them
+        assert int(asked[-1]) == tokenizer.eos_token_id
 
 
 # --- tied, frozen, decayed ----------------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +14,11 @@ from llmtrain.callback.base import Callback, Run, Step
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.console import Console
+
     from llmtrain.state import RunState
+
+LINES_S = 10.0  # between two lines about a long pass, where there is no terminal
 
 
 @dataclass(kw_only=True)
@@ -72,3 +79,26 @@ def time_left(run: Run, state: RunState, first: int, before: tuple[float, float]
     if state.evaluations:
         left += state.evaluation_seconds / state.evaluations * max(0, run.evaluations - state.evaluations)
     return str(datetime.timedelta(seconds=round(left)))
+
+
+@contextlib.contextmanager
+def counted(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to tell how many of how many `what` are done: a bar on a terminal, elsewhere a line now and then, and nothing of a short pass."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+
+    began = said = time.monotonic()
+    with Bar(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=None)
+
+        def tell(done: int, total: int) -> None:
+            nonlocal said
+            bar.update(task, completed=done, total=total)
+            now = time.monotonic()
+            if not console.is_terminal and now - said >= LINES_S:
+                said = now
+                left = datetime.timedelta(seconds=round((now - began) / done * (total - done)))
+                console.print(f"{what}: {done:,}/{total:,} · {left} left")
+
+        yield tell

@@ -16,6 +16,7 @@ from llmtrain import files, runtime
 from llmtrain.command import train
 from llmtrain.command.parts import refuse_wrong_pair
 from llmtrain.config import Composed, build, parse, read_yaml
+from llmtrain.data import questions
 from llmtrain.data.base import SPLITS, Data
 from llmtrain.errors import CheckpointError, ConfigError, DataError, printable, require
 from llmtrain.model.base import Model
@@ -148,7 +149,9 @@ def _evaluate(machine: runtime.Runtime, model: Model, objective: Objective, data
     tokenizer = tokens.load(path)
     train.refuse_lacking(tokenizer, objective, path)
     vocabulary = tokens.vocabulary(tokenizer)
-    train.rows_of(objective, data, settings.split)
+    rows = train.rows_of(objective, data, settings.split)
+    if objective.target is not None:
+        questions.refuse_other_texts(f"the {settings.split} split", rows, train.trained_on(str(model.tokenizer_path)))
     machine.console.print(data.summary(), markup=False)
     examples = train.distinct(objective, data, tokenizer, settings.split, data.max_length)
     for line in objective.notes(examples):

@@ -16,7 +16,7 @@ from llmtrain.data.base import Data, Target
 from llmtrain.data.tokenizer import TOKENS, TRAINED, TokenizerSettings
 from llmtrain.errors import ConfigError
 from llmtrain.finetune.base import Finetune
-from llmtrain.model.base import Attention, Head, HeadKind, Model, no_separation
+from llmtrain.model.base import Attention, Head, HeadKind, Model, Pooling, no_separation
 from llmtrain.objective.base import Objective
 from llmtrain.optimizer import Optimizer
 from llmtrain.schedule.base import Schedule
@@ -71,7 +71,19 @@ def parts(config: DictConfig) -> Parts:
     callbacks = [build(node, Callback, f"callback.{name}") for name, node in config.callback.items()]
     found = Parts(runtime=settings, callbacks=callbacks, cache=kept, **built)
     check(found)
-    return found
+    return without_idle_words(found)
+
+
+def idle_words(parts: Parts) -> bool:
+    """Whether nothing is trained that the auxiliary loss of a task reaches: the head of the task stands beside it, and all below is frozen."""
+    return parts.objective.head is Head.task and not parts.finetune.trains_body and not getattr(parts.finetune, "untie", False)
+
+
+def without_idle_words(parts: Parts) -> Parts:
+    """`parts` without an auxiliary loss that teaches nothing: all it does is to keep vectors from being stored."""
+    if not (parts.objective.asks_words and idle_words(parts)):
+        return parts
+    return dataclasses.replace(parts, objective=dataclasses.replace(parts.objective, weights={**parts.objective.weights, "lm": 0.0}))
 
 
 def check(parts: Parts) -> None:
@@ -157,6 +169,12 @@ def refuse_wrong_head(parts: Parts) -> None:
         )
     if objective.asks_words and model.attention is not Attention.causal:
         raise ConfigError("objective.weights.lm: the auxiliary loss of GPT-1 needs a causal model", fix="objective.weights.lm=0, or model=checkpoint of a GPT")
+    if model.head is HeadKind.pooled and model.pooling is Pooling.cls and model.attention is Attention.causal:
+        raise ConfigError(
+            "model.pooling=cls: the model is causal, so the state of the first token is the same for every text",
+            allowed="auto, mean, last, max",
+            fix="model.pooling=last",
+        )
     if model.head is HeadKind.family:
         for what, wanted in {
             "objective.symmetric=true": getattr(objective, "symmetric", False),
@@ -186,6 +204,8 @@ def without_effect(parts: Parts, given: set[str]) -> list[str]:
         found |= dict.fromkeys(("finetune.states", "finetune.combine", "finetune.standardise"), "the objective has a head of its own")
     elif parts.finetune.reads[0] in ("last", "-1"):
         found["finetune.combine"] = "one hidden state is read"
+    if idle_words(parts):
+        found["objective.weights.lm"] = "the body is frozen, and the head of the task learns nothing from the auxiliary loss"
     if not parts.finetune.trains_body:
         found["trainer.gradient_checkpointing"] = "no block is trained"
     if parts.objective.head is Head.task and parts.model.head is HeadKind.family:

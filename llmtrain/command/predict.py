@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ def command(composed: Composed, overrides: list[str]) -> int:
     if model.tokenizer_path is None:
         raise ConfigError("predict needs weights that exist", fix="model=checkpoint model.checkpoint=FOLDER")
     if isinstance(model, Checkpoint) and model.has_head:
-        _answer(model, settings, train.run_of(model.checkpoint))
+        _answer(model, settings, train.run_of(model.checkpoint), train.trained_on(model.checkpoint))
         return 0
     if settings.file is not None:
         raise ConfigError(
@@ -83,8 +84,12 @@ def command(composed: Composed, overrides: list[str]) -> int:
 # --- a finetuned model -------------------------------------------------------------------------------------------
 
 
-def _answer(model: Checkpoint, settings: Settings, run: dict[str, Any]) -> None:
-    """Let the head of a task answer, as its run asked it."""
+def _answer(model: Checkpoint, settings: Settings, run: dict[str, Any], trained: list[str] | None) -> None:
+    """Let the head of a task answer, as its run asked it.
+
+    Args:
+        trained: which texts a row had in training; None where that is not known.
+    """
     from llmtrain.data import questions
 
     if not run:
@@ -95,8 +100,18 @@ def _answer(model: Checkpoint, settings: Settings, run: dict[str, Any]) -> None:
     if output is not None and not (settings.file is None and output.suffix.lower() == ".json"):
         questions.writable(output)
     objective, data = build(run["objective"], Objective, "objective"), build(run["data"], Data, "data")
-    rows, records = _questions(settings, objective.target or Target.label, data)
-    found = _answers(model, objective, data, settings, rows)
+    told = sys.stderr if settings.file is None or output is None else sys.stdout  # answers alone stand where they may be read by a program
+    rows, records, read = _questions(settings, objective.target or Target.label, data)
+    if settings.file is not None:
+        questions.refuse_other_texts(read, rows, trained)
+        print(printable(read), file=told)
+    elif trained is not None and ("second" in trained) != (settings.second is not None):
+        one = "second" not in trained
+        what = "second: the model was trained on one text a row" if one else "text: the model was trained on a text and a second one"
+        raise ConfigError(what, fix="text='…' alone" if one else "text='…' second='…'")
+    found, notes = _answers(model, objective, data, settings, rows)
+    for line in notes:
+        print(line, file=told)
     answered = [{**record, **_columns(answer)} for record, answer in zip(records, found, strict=True)]
     if settings.file is None or output is None:
         for record in answered:
@@ -108,8 +123,8 @@ def _answer(model: Checkpoint, settings: Settings, run: dict[str, Any]) -> None:
         print(f"{len(found):,} answers: {output}")
 
 
-def _questions(settings: Settings, target: Target, data: Data) -> tuple[Dataset, list[dict[str, Any]]]:
-    """The texts as rows, and each as it was read: of a file, by the columns of the run's data, or of the command line."""
+def _questions(settings: Settings, target: Target, data: Data) -> tuple[Dataset, list[dict[str, Any]], str]:
+    """The texts as rows, each as it was read, and which columns were: of a file, by the names of the run's data, or of the command line."""
     from datasets import Dataset
 
     from llmtrain.data import questions
@@ -118,20 +133,22 @@ def _questions(settings: Settings, target: Target, data: Data) -> tuple[Dataset,
         names = {ours: getattr(data, theirs, None) for ours, theirs in (("text", "text_column"), ("second", "second_column"), ("answer", "label_column"))}
         choices = getattr(data, "choice_columns", None)
         named = Named(**names, choices=None if choices is None else tuple(choices))
-        return questions.read(settings.file, target, named, getattr(data, "encoding", "utf-8"))
+        rows, records = questions.read(settings.file, target, named, getattr(data, "encoding", "utf-8"))
+        return rows, records, questions.said(settings.file, records, target, named)
     if target is Target.choice:
         raise ConfigError("text: this model chooses between texts", fix="file=QUESTIONS.jsonl with a list of choices in each row")
     record = {"text": settings.text, **({} if settings.second is None else {"second": settings.second})}
-    return Dataset.from_list([record]), [record]
+    return Dataset.from_list([record]), [record], ""
 
 
-def _answers(model: Checkpoint, objective: Objective, data: Data, settings: Settings, rows: Dataset) -> list[dict[str, Any]]:
-    """What the head says to each row, in their order. Long rows go together, so that little is padded."""
+def _answers(model: Checkpoint, objective: Objective, data: Data, settings: Settings, rows: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
+    """What the head says to each row, in their order, and how many rows it did not read whole. Long rows go together, so that little is padded."""
     import numpy as np
     import torch
 
     from llmtrain.data import loader, tokenizer as tokens
     from llmtrain.model.head import pooled_head
+    from llmtrain.objective import tasks
 
     torch.set_num_threads(runtime.decide_threads(settings.threads, 1))
     device = torch.device(runtime.decide_device(settings.device))
@@ -150,7 +167,7 @@ def _answers(model: Checkpoint, objective: Objective, data: Data, settings: Sett
             batch = objective.collate(loader.read_rows(plain, samples), Draw(0, "eval"), vocabulary).to(device)
             for sample, logits in zip(samples, objective.logits(loaded, batch), strict=True):
                 found[sample] = objective.answer(logits, names) or {}
-    return [found[i] for i in range(len(rows))]
+    return [found[i] for i in range(len(rows))], tasks.shortened(examples)
 
 
 def _columns(answer: dict[str, Any]) -> dict[str, Any]:

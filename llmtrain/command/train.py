@@ -23,6 +23,7 @@ import llmtrain
 from llmtrain import cache, changes, checkpoint, files, processes, runtime, sharding
 from llmtrain.command.parts import Parts, advice, fits, parts, without_effect
 from llmtrain.config import Composed, build, flat, masked, read_yaml
+from llmtrain.data import questions
 from llmtrain.data.base import Data, Target
 from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError, DistributedError, LLMTrainError, Stopped, printable, shown
 from llmtrain.finetune.base import Finetune, Phase
@@ -55,6 +56,8 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
     """Check everything, make the folder, and run here or in several processes. Returns the exit code."""
     built = parts(composed.config)
     notes = composed.notes + without_effect(built, composed.given) + advice(built)
+    if "lm" in built.objective.weights:
+        composed.config.objective.weights.lm = built.objective.weights["lm"]  # left out where it would teach nothing
     if runtime.in_worker():
         return _start_as_rank(composed.config, overrides, verb, built.runtime, notes)
     for line in notes:
@@ -236,6 +239,15 @@ def run_of(checkpoint: str) -> dict[str, Any]:
     return {}
 
 
+def trained_on(checkpoint: str) -> list[str] | None:
+    """Which texts of a row the run was trained on, that a folder of weights is or belongs to; None where it does not say."""
+    folder = files.expanded(checkpoint)
+    for path in (folder / "run.json", folder.parent / "run.json"):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            return list(map(str, json.loads(path.read_text(encoding="utf-8"))["reads"]))
+    return None
+
+
 # What is pretrained where nothing is: about a minute of two CPU cores, on the documentation that every Python carries.
 SMALL_START = {
     Attention.bidirectional: ("model=bert_tiny", "objective=masked_lm", "data.max_length=128", "trainer.max_steps=1000", "trainer.batch_size=32"),
@@ -294,8 +306,8 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
             checkpoint.warn_of_others(resume)
         ready = prepare(built, machine, folder, verb, resume)
         job, tokenizer, rows, anatomy = ready.job, ready.tokenizer, ready.rows, ready.anatomy
-        with enough_memory(job):
-            cut = _compute_once(ready, stored)
+        record.content |= {"reads": questions.texts(rows["train"])} if built.objective.target is not None else {}
+        asked, cut = _decided(ready, stored)
         resolved = _resolved(config, built, machine, job, tokenizer, cut, ready.judging)
         job.config = resolved
         let = changes.settle(machine.main, folder, stored, resolved, resume, settings.allow_change)
@@ -305,6 +317,8 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
             record.skip = True
             return
         _panel(built, machine, job, anatomy, folder, cut, verb)
+        with enough_memory(job):
+            _compute_once(ready, asked, cut)
         machine.begun.set()
         with enough_memory(job):
             job.forget_best = changes.measured_otherwise(stored, resolved)
@@ -318,13 +332,16 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
                 state = job.fit()
             finally:
                 record.content["skipped"] = job.state.skipped
-        record.content |= _results(built, machine, job, state, ready.started, anatomy, rows)
+        record.content |= _results(built, machine, job, state, rows)
         best = built.checkpoint.export == "best" and state.best_step not in (None, state.step)
         if best:
             _take_best(built, machine, job, tokenizer, rows, folder)
         with enough_memory(job):
             judged = _judged(job, best)
             job.gather()
+        step = state.best_step if best and state.best_step is not None else state.step
+        record.content["freezing"] = machine.broadcast(_proof(job, ready.started, anatomy, step) if machine.main else None)
+        refuse_moved(record.content["freezing"]["frozen_but_moved"])
         if machine.main:
             record.content["test"] = built.objective.metrics(judged["test"]) if "test" in judged else None
             _write_predictions(built.objective, judged, folder)
@@ -758,13 +775,9 @@ def question(ready: Ready, use: cache.Use | None = None) -> Question | None:
     )  # fmt: skip
 
 
-def _compute_once(ready: Ready, stored: dict[str, Any] | None) -> Cut | None:
-    """Cut the model at its deepest frozen boundary where that pays, and standardise what a head of frozen states reads."""
-    from llmtrain import frozen
-    from llmtrain.model.base import fresh
-    from llmtrain.model.head import NAME, pooled_head
-
-    built, machine, job = ready.built, ready.machine, ready.job
+def _decided(ready: Ready, stored: dict[str, Any] | None) -> tuple[Question | None, Cut | None]:
+    """What is asked of the cache, and where the model is to be cut, if that pays; nothing is computed yet."""
+    built, machine = ready.built, ready.machine
     decided = stored is not None and built.cache is not None and built.cache.use is cache.Use.auto
     asked = question(ready, cache.Use[stored["cache"]["use"]] if stored is not None and decided else None)
     cut = _planned(machine, asked) if asked is not None else None
@@ -772,15 +785,26 @@ def _compute_once(ready: Ready, stored: dict[str, Any] | None) -> Cut | None:
     if asked is not None and cut is None and asked.settings.use is cache.Use.always and not decided:
         why = "every block moves in some phase" if built.objective.static else "the objective draws its inputs anew in every epoch"
         raise ConfigError(f"cache.use=always: {why}, so nothing can be computed once", fix="cache.use=auto")
+    return asked, cut
+
+
+def _compute_once(ready: Ready, asked: Question | None, cut: Cut | None) -> None:
+    """Cut the model there, where it was decided, and standardise what a head of frozen states reads."""
+    from llmtrain import frozen
+    from llmtrain.callback.progress import counted
+    from llmtrain.model.base import fresh
+    from llmtrain.model.head import NAME, pooled_head
+
+    built, machine, job = ready.built, ready.machine, ready.job
     if asked is not None and cut is not None and cut.decision.use:
-        made = asked.make(cut)
+        with counted(machine.console, "batches of frozen states") as progress:
+            made = asked.make(cut, progress if machine.main else frozen.silent)
         job.run_on(made.model, made.stages, made.validation, made.test)
     head = pooled_head(job.saved)
     # A head that came with the weights was saved with its standardisation folded in: another one would change its answers.
     new = f"{NAME}.weight" in fresh(job.saved)
     if head is not None and new and built.finetune.standardises and job.resume is None:
         frozen.standardise(head, job.stages[-1], built.objective, job.model, job.vocabulary, machine, machine.settings.seed, 64)
-    return cut
 
 
 @contextlib.contextmanager
@@ -967,10 +991,8 @@ def _block_map(machine: Runtime, job: Trainer, anatomy: Anatomy) -> None:
         machine.console.print(f"{name} is tied to {other}, which is frozen: it stays frozen with it; finetune.untie=true trains a copy", markup=False)
 
 
-def _results(
-    built: Parts, machine: Runtime, job: Trainer, state: RunState, started: dict[str, str], anatomy: Anatomy, rows: dict[str, Dataset]
-) -> dict[str, Any]:
-    """What run.json says of a run that ended: metrics, cost, and the proof of what was frozen and what moved."""
+def _results(built: Parts, machine: Runtime, job: Trainer, state: RunState, rows: dict[str, Dataset]) -> dict[str, Any]:
+    """What run.json says of a run that ended: metrics and cost. The proof of what was frozen and what moved is added when the weights are those of final/."""
     if job.validation is not None and machine.main:
         references = {**built.objective.references(job.validation, job.vocabulary), **_baselines(built, job, rows)}
     else:
@@ -988,7 +1010,6 @@ def _results(
             "step": state.best_step,
             "higher": job.objective.metric_directions[job.best_metric] is Direction.higher,
         },
-        "freezing": _proof(job, started, anatomy),
         "cost": {
             "train_seconds": round(state.seconds, 2),
             "evaluation_seconds": round(state.evaluation_seconds, 2),
@@ -1005,17 +1026,16 @@ def _baselines(built: Parts, job: Trainer, rows: dict[str, Dataset]) -> dict[str
     return built.objective.baselines(rows["train"], rows["validation"])
 
 
-def _proof(job: Trainer, started: dict[str, str], anatomy: Anatomy) -> dict[str, Any]:
-    """Tensor by tensor: what was frozen has the bits it had, and what was trained has others."""
+def _proof(job: Trainer, started: dict[str, str], anatomy: Anatomy, step: int) -> dict[str, Any]:
+    """Tensor by tensor, of the weights after `step`: what was frozen until then has the bits it had, and what was trained has others."""
     from llmtrain.report import blocks
 
-    trainable = frozenset().union(*(phase.trainable for phase in job.phases))
+    begins = [0, *(leg.last for leg in job.legs)]
+    trainable = frozenset().union(*(leg.phase.trainable for leg, begin in zip(job.legs, begins, strict=False) if begin < step))
     now = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(job.saved).items()}
     frozen = [n for n, _ in job.saved.named_parameters() if n not in trainable]
     moved_frozen = [n for n in frozen if now[n] != started[n]]
     still = [n for n in sorted(trainable - anatomy.unused) if now[n] == started[n]]
-    if moved_frozen:
-        log.warning("frozen parameters moved: %s", ", ".join(moved_frozen[:3]))
     if still:
         log.warning("%d trainable tensors did not move: %s", len(still), ", ".join(still[:3]))
     return {
@@ -1027,6 +1047,19 @@ def _proof(job: Trainer, started: dict[str, str], anatomy: Anatomy) -> dict[str,
         "trainable_but_still": still,
         "sections": blocks.as_json(blocks.lines(job.saved, anatomy, job.phases, job.optimizer.lr)),
     }
+
+
+def refuse_moved(moved: list[str]) -> None:
+    """Refuse to export weights of which something moved that was frozen: what the run says of itself would not be true.
+
+    Raises:
+        LLMTrainError: naming the tensors.
+    """
+    if moved:
+        raise LLMTrainError(
+            f"{len(moved)} frozen tensors moved: {', '.join(moved[:3])}{' …' if len(moved) > 3 else ''}; no final/ is written",
+            fix="this is a fault of llmtrain: run.json lists them (freezing.frozen_but_moved), checkpoints/ holds the weights",
+        )
 
 
 def _take_best(built: Parts, machine: Runtime, job: Trainer, tokenizer: PreTrainedTokenizerBase, rows: dict[str, Dataset], folder: Path) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT = "-"
 WRITTEN = (".csv", ".jsonl")
+TEXTS = ("text", "second", "choices")
 
 Record = dict[str, Any]
 
@@ -46,10 +47,46 @@ def read(path: str, target: Target, named: Named, encoding: str) -> tuple[Datase
     found = list(_standard_input(column, target) if path == STANDARD_INPUT else _file(path, target, column, encoding))
     if not found:
         raise DataError(f"{_name(path)} has no text to answer")
-    known = list(dict.fromkeys(name for _, record in found for name in record))
-    wanted = columns.unanswered(_name(path), known, target, named)
+    wanted = _wanted(path, [record for _, record in found], target, named)
     rows = [_row(where, record, wanted) for where, record in found]
     return Dataset.from_list(rows), [record for _, record in found]
+
+
+def said(path: str, records: list[Record], target: Target, named: Named) -> str:
+    """Which columns of these records `read` took for what."""
+    text, second, choices = _wanted(path, records, target, named)
+    parts = [f"text from {shown(text)}"]
+    parts += [f"second text from {shown(second)}"] if second else []
+    parts += [f"choices from {', '.join(map(shown, choices))}"] if choices else []
+    return f"{_name(path)}: {', '.join(parts)}"
+
+
+def texts(rows: Dataset) -> list[str]:
+    """Which texts a row has, as run.json keeps it of what was trained on: text, and second or choices."""
+    return [name for name in TEXTS if name in rows.column_names]
+
+
+def refuse_other_texts(where: str, rows: Dataset, trained: list[str] | None) -> None:
+    """Refuse single texts for a model that was trained on pairs, and pairs for one that was trained on single texts: it would answer anything.
+
+    Args:
+        trained: `texts` of the rows that it was trained on; None where that is not known.
+
+    Raises:
+        DataError: with the way out.
+    """
+    if trained is None or ("second" in texts(rows)) == ("second" in trained):
+        return
+    has, asks, fix = (
+        ("one text a row", "a text and a second one", "rows with a second text, under the names of the run's data, such as text and second")
+        if "second" in trained
+        else ("a second text in each row", "one text a row", "rows without the second text")
+    )
+    raise DataError(f"{where}: there is {has}, and the model was trained on {asks}", fix=fix)
+
+
+def _wanted(path: str, records: list[Record], target: Target, named: Named) -> tuple[str, str | None, tuple[str, ...]]:
+    return columns.unanswered(_name(path), list(dict.fromkeys(name for record in records for name in record)), target, named)
 
 
 def _name(path: str) -> str:

@@ -115,6 +115,7 @@ class Objective(ABC):
         head: which head the model must wear.
         attention: which models can answer; None: any.
         static: whether a sample's input is the same in every epoch (a cache of frozen layers asks).
+        loss_settings: settings that change losses alone, never what the model reads (a cache of frozen layers is keyed by the others).
         inputs: columns of the examples that only the model's inputs are made of: without them, `collate` makes none.
         terms: names of the loss terms.
         shortest: tokens of the shortest sequence that it can make, special ones included.
@@ -130,6 +131,7 @@ class Objective(ABC):
     head: ClassVar[Head]
     attention: ClassVar[Attention | None]
     static: ClassVar[bool]
+    loss_settings: ClassVar[tuple[str, ...]] = ("weights",)
     inputs: ClassVar[tuple[str, ...]] = ()
     terms: ClassVar[tuple[str, ...]]
     shortest: ClassVar[int] = 2

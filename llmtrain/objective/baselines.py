@@ -30,7 +30,7 @@ Texts = tuple[str, ...]
 
 
 def classification(train: Dataset, judged: Dataset) -> dict[str, float]:
-    """Accuracy and macro F1 on `judged` of the class that `train` has most of, and of a bag of words."""
+    """Accuracy, macro F1 and Matthews' correlation on `judged` of the class that `train` has most of, and of a bag of words."""
     return _kept("classification", _classification, train, judged)
 
 
@@ -76,8 +76,7 @@ def _classification(train: Dataset, judged: Dataset) -> dict[str, float]:
     if (score := _logistic(texts, labels, asked)) is not None:
         classes = np.unique(labels)
         found["bag_of_words"] = classes[score.argmax(1)]
-    judges = {"accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
-    return {f"{who}_{what}": judge(predicted, true) for who, predicted in found.items() for what, judge in judges.items()}
+    return {f"{who}_{what}": value for who, predicted in found.items() for what, value in scores.of_classes(predicted, true).items()}
 
 
 def _regression(train: Dataset, judged: Dataset) -> dict[str, float]:

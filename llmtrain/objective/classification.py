@@ -40,6 +40,7 @@ class Classification(Objective):
     head: ClassVar[Head] = Head.task
     attention: ClassVar[Attention | None] = None
     static: ClassVar[bool] = True
+    loss_settings: ClassVar[tuple[str, ...]] = ("weights", "label_smoothing")
     inputs: ClassVar[tuple[str, ...]] = ("ids", "cuts")
     terms: ClassVar[tuple[str, ...]] = ("class", "lm")
     shortest: ClassVar[int] = tasks.SHORTEST

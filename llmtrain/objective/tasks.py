@@ -187,12 +187,19 @@ def notes(examples: Dataset) -> list[str]:
     rows = facts.get("rows", 0)
     found = [_classes(facts["classes"])] if "classes" in facts else []
     found += ["scores from {:g} to {:g}, mean {:.3g}, standard deviation {:.3g}".format(*facts["scores"])] if "scores" in facts else []
-    texts = {
+    return found + shortened(examples) + ([f"{facts['without']:,} of {rows:,} rows have no answer and ask for nothing"] if facts.get("without") else [])
+
+
+def shortened(examples: Dataset) -> list[str]:
+    """How many rows were cut, or have nothing to read."""
+    from llmtrain.data import store
+
+    facts = store.facts(examples)
+    said = {
         "cut": f"rows are longer than {facts.get('max_length')} tokens and are cut, the longer text first, at its end",
         "empty": "rows have a text without a token",
-        "without": "rows have no answer and ask for nothing",
     }
-    return found + [f"{facts[name]:,} of {rows:,} {text}" for name, text in texts.items() if facts.get(name)]
+    return [f"{facts[name]:,} of {facts['rows']:,} {text}" for name, text in said.items() if facts.get(name)]
 
 
 def _classes(counts: list[list[Any]]) -> str:

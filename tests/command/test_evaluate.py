@@ -377,6 +377,18 @@ def test_other_data_with_the_same_classes_is_evaluated(finetuned: Callable[[str]
     assert numbers["class_targets"] == 8
 
 
+@pytest.mark.parametrize(("name", "pairs"), [("classes", "true"), ("scores", "false")])
+def test_rows_of_another_number_of_texts_than_in_training_exit_3(
+    finetuned: Callable[[str], Path], capsys: pytest.CaptureFixture[str], name: str, pairs: str
+) -> None:
+    run = finetuned(name)
+    capsys.readouterr()
+    assert main(["evaluate", f"model.checkpoint={run}", "data=synthetic", f"data.pairs={pairs}", "split=test", "device=cpu", "threads=1"]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the model was trained on" in said
+    assert "fix: rows with" in said
+
+
 def test_a_term_without_weight_is_not_counted_among_the_targets(finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = finetune(tmp_path / "run", "trainer.max_steps=2")
     assert main(["evaluate", f"model.checkpoint={run}", "threads=1", "device=cpu"]) == 0

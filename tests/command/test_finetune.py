@@ -16,15 +16,17 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig
 
 from llmtrain import trainer
 from llmtrain.cli import main
 from llmtrain.command import train as recipe
 from llmtrain.command.parts import Parts, parts
-from llmtrain.config import shipped_dir
+from llmtrain.config import compose, shipped_dir
 from llmtrain.errors import CheckpointError, ConfigError, Stopped
+from llmtrain.model.base import HeadKind, Outputs, from_nothing
 from llmtrain.objective.base import Batch
 from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, stop_after, tiny
 
@@ -102,7 +104,9 @@ def test_what_the_proof_says_is_what_stands_in_the_files(run_of: Callable[[str],
 
 
 @pytest.mark.parametrize("name", ["embeddings.word_embeddings.weight", "encoder.layer.0.output.dense.bias"])
-def test_a_frozen_tensor_that_moves_all_the_same_is_reported(finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_frozen_tensor_that_moves_all_the_same_ends_the_run_without_final(
+    pretrained: Pretrained, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     real = trainer.Trainer._update
 
     def update(self: trainer.Trainer, batches: list[Batch]) -> Any:
@@ -110,10 +114,30 @@ def test_a_frozen_tensor_that_moves_all_the_same_is_reported(finetune: Train, tm
         return real(self, batches)
 
     monkeypatch.setattr(trainer.Trainer, "_update", update)
-    found = proof(finetune(tmp_path / "run", *asked("last_layers"), "trainer.max_steps=1"))
+    typed = [*tiny(*asked("last_layers"), "trainer.max_steps=1", base=TINY_FINETUNE), f"model.checkpoint={pretrained('bert')}"]
+    run = tmp_path / "run"
+    assert main(["finetune", *typed, f"output_dir={run}"]) == 1
+    assert f"1 frozen tensors moved: {name}" in capsys.readouterr().err
+    found = proof(run)
+    assert (found["status"], found["exit_code"]) == ("failed", 1)
     assert found["freezing"]["frozen_but_moved"] == [name]
     assert found["freezing"]["frozen_unchanged"] == found["freezing"]["frozen"] - 1
-    assert any("frozen parameters moved" in line for line in found["warnings"])
+    assert not (run / "final").exists()
+
+
+def test_the_proof_is_of_the_weights_that_are_exported(finetune: Train, pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best ones may be of a phase in which what the next one trains was frozen."""
+    monkeypatch.setattr(trainer.Trainer, "_better", lambda self, value: self.state.best is None)  # the first evaluation, in the head's phase
+    phases = ("finetune=lp_ft", "finetune.head_share=0.5", "trainer.max_steps=4", "evaluation.every_steps=2")
+    best, last = (finetune(tmp_path / name, *phases, f"checkpoint.export={name}") for name in ("best", "last"))
+    found = {run.name: proof(run)["freezing"] for run in (best, last)}
+    base = safetensors.torch.load_file(pretrained("bert") / "final" / "model.safetensors")
+    for run in (best, last):
+        final = safetensors.torch.load_file(run / "final" / "model.safetensors")
+        same = sum(torch.equal(tensor, base[f"bert.{name}"]) for name, tensor in final.items())
+        assert same == found[run.name]["frozen_unchanged"] == found[run.name]["frozen"]
+    assert (found["best"]["trainable"], found["best"]["trainable_moved"]) == (2, 2)
+    assert found["best"]["frozen"] > found["last"]["frozen"] == 0
 
 
 def test_a_trainable_tensor_that_does_not_move_is_reported(finetune: Train, tmp_path: Path) -> None:
@@ -329,6 +353,32 @@ def test_two_processes_resume_a_finetuning_exactly(pretrained: Pretrained, tmp_p
     assert (a["weights"], a["optimizer"], a["final"]) == (b["weights"], b["optimizer"], b["final"])
 
 
+@pytest.mark.parametrize(
+    ("mode", "trainable"),
+    [(("finetune=features",), 592_130), (("finetune=last_layers", "finetune.blocks=1"), 7_680_002), (("finetune=full",), 66_955_010)],
+    ids=["the head", "the head and a block", "all"],
+)
+def test_the_published_numbers_of_trainable_parameters_come_from_the_config_of_the_recipe(
+    pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: tuple[str, ...], trainable: int
+) -> None:
+    """DistilBERT as published, without its weights: what the command line says, up to what the trainer would train."""
+    folder = tmp_path / "distilbert"
+    AutoTokenizer.from_pretrained(pretrained("bert") / "final").save_pretrained(folder)
+    DistilBertConfig(architectures=["DistilBertForMaskedLM"]).save_pretrained(folder)
+    monkeypatch.chdir(tmp_path)
+    assert main(["validate", "finetune", "data=synthetic", "model.head=family", f"model.checkpoint={folder}", "data.max_length=512", "device=cpu", *mode]) == 0
+    assert "✓ model and objective fit" in capsys.readouterr().out
+    built = parts(compose("finetune", ["experiment=imdb_distilbert", f"model.checkpoint={folder}", *mode]).config)
+    assert built.model.head is HeadKind.family
+    with torch.device("meta"):
+        model = from_nothing(built.model, AutoTokenizer.from_pretrained(folder), built.objective.head, Outputs(2, ("neg", "pos")), built.objective.asks_words)
+    model, anatomy = recipe._prepared(built, model, {"train": Dataset.from_dict({})})
+    phases = [recipe.read_by_something(phase, anatomy) for phase in built.finetune.plan(anatomy)]
+    moving = frozenset().union(*(phase.trainable for phase in phases))
+    assert sum(parameter.numel() for name, parameter in model.named_parameters() if name in moving) == trainable
+    assert sum(parameter.numel() for parameter in model.parameters()) == 66_955_010
+
+
 # --- refused, with a way out --------------------------------------------------------------------------------------
 
 FROM_NOTHING = ("model=bert", "model.num_hidden_layers=2", "model.hidden_size=32", "model.num_attention_heads=2", "tokenizer.vocab_size=200")
@@ -346,6 +396,7 @@ REFUSED: list[tuple[str, tuple[str, ...], str, str]] = [
     ("bert", ("model.head=family", "objective=multiple_choice"), "cannot do objective=multiple_choice", "model.head=pooled"),
     ("gpt", ("model.head=family", "objective.weights.lm=0.5"), "cannot do objective.weights.lm above 0", "model.head=pooled"),
     ("bert", ("model.head=family", "finetune=features", "finetune.states=all"), "cannot do finetune.states", "model.head=pooled"),
+    ("gpt", ("model.pooling=cls",), "the state of the first token is the same for every text", "model.pooling=last"),
     ("bert", ("objective.weights.lm=0.5",), "needs a causal model", "objective.weights.lm=0"),
     ("bert", ("objective=next_token",), "asks for a causal model", "model.checkpoint=FOLDER of a GPT"),
     ("gpt", ("objective=masked_lm",), "asks for a bidirectional model", "model.checkpoint=FOLDER of a BERT"),
@@ -383,6 +434,16 @@ def test_what_cannot_work_is_refused_in_a_few_lines_with_the_way_out(
     assert what.partition(" ")[2] in said if what[0] == "A" and what[1:3].isdigit() else what in said
     assert way_out in said
     assert not list(tmp_path.glob("run/final")) + list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_an_auxiliary_loss_that_teaches_nothing_is_left_out_and_said_and_the_run_is_examined_without_it(
+    finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finetune(tmp_path / "run", *asked("features"), "objective.weights.lm=0.5", "trainer.max_steps=2", of="gpt")
+    assert "note: objective.weights.lm has no effect" in capsys.readouterr().out
+    for name in ("config.yaml", "resolved.yaml"):
+        assert yaml.safe_load((run / name).read_text())["objective"]["weights"]["lm"] == 0
+    assert main(["evaluate", f"model.checkpoint={run}", "device=cpu", "threads=1"]) == 0
 
 
 def larger_tokenizer(run: Path, folder: Path) -> Path:

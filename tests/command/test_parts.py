@@ -47,12 +47,25 @@ def test_a_default_without_effect_is_not_reported() -> None:
         ("finetune", ("optimizer.weight_decay=0", "finetune.weight_decay=0.1"), "finetune.weight_decay"),
         ("finetune", ("trainer.batch_size=4", "finetune.batch_size=8"), "finetune.batch_size"),
         ("finetune", ("trainer.max_steps=4", "finetune.epochs=1"), "finetune.epochs"),
+        ("finetune", ("finetune=features", "objective.weights.lm=0.5"), "objective.weights.lm"),
+        (
+            "finetune",
+            ("finetune=layers", "finetune.address=none", "finetune.norm=false", "finetune.pooler=false", "objective.weights.lm=0.5"),
+            "objective.weights.lm",
+        ),
     ],
 )
 def test_a_key_without_effect_is_reported_of_a_finetuning_too(pretrained: Pretrained, verb: str, overrides: tuple[str, ...], key: str) -> None:
     own = (f"model.checkpoint={pretrained('bert')}",) if verb == "finetune" else ()
     composed = compose(verb, [*overrides, *own])
     assert [line for line in without_effect(parts(composed.config), composed.given) if line.startswith(f"{key} has no effect: ")]
+
+
+@pytest.mark.parametrize("mode", [("finetune=last_layers",), ("finetune=features", "finetune.untie=true")])
+def test_an_auxiliary_loss_that_teaches_something_is_kept(pretrained: Pretrained, mode: tuple[str, ...]) -> None:
+    composed = compose("finetune", [*mode, "objective.weights.lm=0.5", f"model.checkpoint={pretrained('gpt')}"])
+    assert without_effect(parts(composed.config), composed.given) == []
+    assert parts(composed.config).objective.weights["lm"] == 0.5
 
 
 @pytest.mark.parametrize("key", ["finetune.lr=1e-4", "finetune.epochs=1", "model.pooling=cls", "cache.max_gb=1", "model.head=pooled"])

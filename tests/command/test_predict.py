@@ -548,6 +548,57 @@ def test_what_cannot_be_answered_is_refused(
     assert not list(tmp_path.glob("OUT*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "code", "said"),
+    [
+        ("pairs", "text=the fox", 2, "text: the model was trained on a text and a second one"),
+        ("pairs", "file=ONE.jsonl", 3, "there is one text a row, and the model was trained on a text and a second one"),
+        ("pairs", "file=ONE.txt", 3, "rows with a second text"),
+        ("classes", "second=the tree", 2, "second: the model was trained on one text a row"),
+        ("the familys head", "file=TWO.csv", 3, "there is a second text in each row, and the model was trained on one text a row"),
+    ],
+)
+def test_another_number_of_texts_than_in_training_is_refused_with_the_way_out(
+    finetuned: Finetuned, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, given: str, code: int, said: str
+) -> None:
+    (tmp_path / "ONE.jsonl").write_text('{"text": "the fox"}\n')
+    (tmp_path / "ONE.txt").write_text("the fox\n")
+    (tmp_path / "TWO.csv").write_text("premise,hypothesis\nthe fox,the tree\n")
+    run = finetuned(name)
+    capsys.readouterr()
+    assert main(["predict", f"model.checkpoint={run}", given.replace("file=", f"file={tmp_path}/"), *ON]) == code
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert "fix: " in captured.err
+    assert not captured.out
+
+
+def test_a_run_that_does_not_say_what_it_read_answers_as_before(finetuned: Finetuned, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finetuned("classes"), run, ignore=shutil.ignore_patterns("checkpoints"))
+    record = json.loads((run / "run.json").read_text())
+    assert record.pop("reads") == ["text"]
+    (run / "run.json").write_text(json.dumps(record))
+    assert main(["predict", f"model.checkpoint={run}", "text=the fox", "second=the tree", *ON]) == 0
+
+
+@pytest.mark.parametrize("output", [False, True])
+def test_the_columns_that_are_read_and_the_rows_that_are_cut_are_said_beside_the_answers(
+    finetuned: Finetuned, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: bool
+) -> None:
+    (tmp_path / "rows.csv").write_text(f"premise,hypothesis,id\n{SENTENCES[-1]},the fox,1\nthe tree,the fox,2\n")
+    run = finetuned("pairs")
+    capsys.readouterr()
+    given = [f"output={tmp_path / 'out.jsonl'}"] if output else []
+    assert main(["predict", f"model.checkpoint={run}", f"file={tmp_path / 'rows.csv'}", *given, *ON]) == 0
+    captured = capsys.readouterr()
+    said = captured.out if output else captured.err
+    assert "rows.csv: text from 'premise', second text from 'hypothesis'" in said
+    assert "1 of 2 rows are longer than 24 tokens and are cut" in said
+    if not output:
+        assert [json.loads(line)["id"] for line in captured.out.splitlines()] == ["1", "2"]
+
+
 def test_a_text_alone_is_no_choice(finetuned: Finetuned, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", f"model.checkpoint={finetuned('choices')}", "text=a", *ON]) == 2
     assert "chooses between texts" in capsys.readouterr().err

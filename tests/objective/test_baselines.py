@@ -11,6 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import matthews_corrcoef
 
 from llmtrain.objective import baselines
 from tests.conftest import realdata
@@ -40,6 +41,7 @@ def test_the_bag_of_words_is_scikit_learns(token_cache: Path) -> None:
     model = LogisticRegression(max_iter=1000).fit(vectorizer.fit_transform(train["text"]), train["label"])
     assert found["bag_of_words_accuracy"] == model.score(vectorizer.transform(judged["text"]), judged["label"])
     assert found["bag_of_words_accuracy"] > found["majority_accuracy"] + 0.1
+    assert found["bag_of_words_matthews"] == pytest.approx(matthews_corrcoef(judged["label"], model.predict(vectorizer.transform(judged["text"]))))
 
 
 def test_the_majority_is_that_of_the_training_rows() -> None:
@@ -47,6 +49,7 @@ def test_the_majority_is_that_of_the_training_rows() -> None:
     found = baselines.classification(train, judged)
     assert found["majority_accuracy"] == 0.2
     assert found["majority_macro_f1"] == pytest.approx((0 + 2 / 6) / 2)
+    assert found["majority_matthews"] == 0
 
 
 def test_a_word_of_the_second_text_is_another_word_than_of_the_first() -> None:
@@ -67,7 +70,7 @@ def test_classes_keep_their_numbers_where_one_has_no_training_row() -> None:
     ("given", "labels"), [(["good", "bad"], [1, 1]), (["", "!"], [0, 1]), (["a", "b"], [0, 1])], ids=["one class", "no words", "no word of two letters"]
 )
 def test_where_nothing_can_be_learned_the_majority_is_left(given: list[str], labels: list[int]) -> None:
-    assert set(baselines.classification(labelled(given, labels), sentiment(9, 0))) == {"majority_accuracy", "majority_macro_f1"}
+    assert set(baselines.classification(labelled(given, labels), sentiment(9, 0))) == {"majority_accuracy", "majority_macro_f1", "majority_matthews"}
 
 
 def test_rows_without_an_answer_are_left_out() -> None:

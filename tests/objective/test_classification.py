@@ -257,3 +257,11 @@ def test_notes_count_the_classes(wordpiece: PreTrainedTokenizerBase) -> None:
 def test_an_unlabelled_target_is_the_ignored_one(wordpiece: PreTrainedTokenizerBase) -> None:
     made = batch_of(objective(), wordpiece, rows().remove_columns("label"))
     assert made.labels["class"].tolist() == [IGNORED] * 5
+
+
+@pytest.mark.parametrize("change", [{"label_smoothing": 0.5}, {"weights": {"class": 2.0, "lm": 0.5}}])
+def test_what_is_named_as_a_setting_of_the_loss_changes_no_input(wordpiece: PreTrainedTokenizerBase, change: dict[str, Any]) -> None:
+    assert set(change) <= set(objective().loss_settings) == {"weights", "label_smoothing"}
+    one, other = (batch_of(asked, wordpiece).inputs for asked in (objective(), objective(**change)))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
