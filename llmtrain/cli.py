@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain import __version__, files
-from llmtrain.errors import ConfigError, DeviceError, Interrupted, LLMTrainError, is_panic, printable, shown
+from llmtrain.errors import ConfigError, DeviceError, Interrupted, LLMTrainError, is_panic, masked, plain, printable, shown, write_any_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 
         restart_sparing()
     argv = sys.argv[1:] if argv is None else argv
+    write_any_text()
     debug = "--debug" in argv
     try:
         found = take_apart(argv)
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         if not (isinstance(error, Exception | KeyboardInterrupt) or is_panic(error)):
             raise
         if debug:
-            traceback.print_exc()
+            print(plain(traceback.format_exc()), file=sys.stderr)
         ours = as_ours(error)
         if not _said_by_another(ours):
             print(ours.screen(), file=sys.stderr)
@@ -139,7 +140,7 @@ def as_ours(error: BaseException) -> LLMTrainError:
     if (number := files.disk_error(error)) is not None:
         where = getattr(error, "filename", None)
         return DeviceError(f"{where or 'a disk'}: {os.strerror(number)}", fix="free disk space")
-    first = (str(error).strip().splitlines() or ["no message"])[0]
+    first = (masked(str(error)).strip().splitlines() or ["no message"])[0]
     return LLMTrainError(f"{type(error).__name__}: {first[:300]}", fix="this is a fault of llmtrain: --debug shows where")
 
 
@@ -204,7 +205,7 @@ def dispatch(found: Arguments) -> int:
 
 
 def _run(found: Arguments) -> int:
-    from llmtrain.config import compose
+    from llmtrain.config import compose, without_secrets
 
     # Threads that wait for each other spin a little (GNU OpenMP's own default is 300,000 rounds) and then sleep. Where
     # another program wants a core too, spinning ones take it from the thread that they wait for: up to 5 times slower,
@@ -228,8 +229,8 @@ def _run(found: Arguments) -> int:
     composed = compose(primary, found.overrides, found.config_dir, sections)
     if found.cfg:
         for line in composed.notes:
-            print(f"note: {printable(line)}", file=sys.stderr)
-        print(_as_yaml(composed.config), end="")
+            print(f"note: {plain(line)}", file=sys.stderr)
+        print(_as_yaml(without_secrets(composed.config)), end="")
         return 0
     return int(module.command(composed, found.overrides, found.words) if takes_words else module.command(composed, found.overrides))
 

@@ -39,15 +39,16 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from llmtrain.errors import ConfigError, SettingError, printable, shown
+from llmtrain.errors import ConfigError, SettingError, printable, secrets, shown
 
 T = TypeVar("T")
 
 BUDGETS = ("max_steps", "max_epochs", "max_tokens")
 LITERAL = ("prompt", "text", "second")  # keys whose value is taken as typed: it holds commas, brackets and quotes
 SECRET = re.compile(r"(^|[._])(\w*_)?(token|password|secret|api_?key)$", re.IGNORECASE)
-SHORTEST_SECRET = 6  # characters: what is shorter is no secret, and would be found in ordinary words
 REFERENCE = re.compile(r"\$\{\s*([.\w\[\]]+)\s*\}")
+VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*(\w+)\s*(?:,[^${}]*)?\}")
+ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\\$\{")  # an odd number of backslashes before ${: text that only looks like a reference
 GROWN = 1_000_000  # characters and values that a config's references may stand for
 NODES = 100_000  # of one YAML file, aliases replaced by what they stand for
 # Names that people bring from elsewhere, and what they are called here.
@@ -337,7 +338,7 @@ def _override(typed: str) -> Override:
 
 def _parse(key: str, value: str, text: str) -> Override:
     """One override; a value that Hydra's grammar has no place for and that has no structure, such as ~/books, is text."""
-    literal = Override(OverrideType.CHANGE, key, ValueType.ELEMENT, value.replace("${", r"\${"), input_line=text)
+    literal = Override(OverrideType.CHANGE, key, ValueType.ELEMENT, _as_text(value), input_line=text)
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if key in LITERAL and not quoted:
         return literal
@@ -588,7 +589,9 @@ def _refuse_growth(tree: Any) -> None:
             sizes[path] = 0  # of a reference to itself, which OmegaConf refuses
             found = len(node) if isinstance(node, str) else 1
             found += sum(size((*path, name), inner) for name, inner in node.items()) if isinstance(node, dict) else 0
-            found += sum(size(meant, _at(tree, meant)) for meant in (_meant(name, path) for name in REFERENCE.findall(node))) if isinstance(node, str) else 0
+            if isinstance(node, str):
+                found += sum(size(meant, _at(tree, meant)) for meant in (_meant(name, path) for name in REFERENCE.findall(node)))
+                found += sum(len(os.environ.get(name, "")) for name in VARIABLE.findall(node))
             sizes[path] = min(GROWN + 1, found)
         return sizes[path]
 
@@ -616,9 +619,11 @@ def _meant(reference: str, path: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def refuse_targets(tree: Any, where: str = "the config") -> None:
-    """`_target_` names something to import and call. A config is data: it may not. No system takes a NUL character in a path."""
+    """`_target_` names something to import and call. A config is data: it may not, and no reference may call a resolver. No path has a NUL character."""
     if isinstance(tree, str) and "\0" in tree:
         raise ConfigError(f"{shown(tree)} in {where} holds a NUL character", allowed="text without")
+    if isinstance(tree, str) and "${" in tree:
+        _refuse_resolvers(tree, where)
     if isinstance(tree, dict):
         if "_target_" in tree:
             raise ConfigError(f"_target_: {shown(tree['_target_'])} in {where}: a config cannot name code to run", allowed="kind: NAME")
@@ -627,6 +632,30 @@ def refuse_targets(tree: Any, where: str = "the config") -> None:
     elif isinstance(tree, list):
         for value in tree:
             refuse_targets(value, where)
+
+
+def _refuse_resolvers(text: str, where: str) -> None:
+    """Refuse references that compute something, or whose name is computed: what they stand for could not be measured before it is there."""
+    if "${" in functools.reduce(lambda rest, known: known.sub(" ", rest), (ESCAPED, VARIABLE, REFERENCE), text):
+        raise ConfigError(
+            f"{shown(text)} in {where}: no such reference",
+            allowed="${key.of.the.config}, ${oc.env:NAME}, ${oc.env:NAME,default}",
+            fix="write the value itself; text that holds a dollar and a brace has a backslash before them: \\${",
+        )
+
+
+def _as_text(text: str) -> str:
+    """Text for a config in which nothing is a reference."""
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
+
+
+def _no_references(tree: Any) -> Any:
+    """A tree of values that were resolved already: what still looks like a reference is text."""
+    if isinstance(tree, dict):
+        return {key: _no_references(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_no_references(value) for value in tree]
+    return _as_text(tree) if isinstance(tree, str) else tree
 
 
 # --- building -----------------------------------------------------------------------------------------------------
@@ -650,12 +679,13 @@ def build(node: Any, base: type[T], path: str) -> T:
     if not isinstance(node, dict | DictConfig | None):
         raise ConfigError(f"{path}={shown(node)}{at(path)}: a section of keys, not a value")
     if not OmegaConf.is_dict(node):
+        refuse_targets(node, path)
         _refuse_growth(node)
         node = OmegaConf.create(node or {})
     settings = {k: v for k, v in node.items_ex(resolve=False) if k != "kind"}
     cls = base
     if inspect.isabstract(base) or "kind" in node:
-        cls = _kind(str(node.get("kind")), base, path)
+        cls = _kind(str(section(node, "kind", path) if "kind" in node else None), base, path)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for name in settings:
         if name not in fields:
@@ -678,16 +708,14 @@ def build(node: Any, base: type[T], path: str) -> T:
 def _typed(cls: type, name: str, hint: Any, value: Any, path: str) -> Any:
     """`value` as the type of a field, by OmegaConf's rules; a section of its own is built."""
     if dataclasses.is_dataclass(hint):
-        return build(value, typing.cast(type, hint), path)
+        return build(_no_references(value), typing.cast(type, hint), path)
     accepted = {hint, *typing.get_args(hint)}
     mistaken = isinstance(value, bool) and bool not in accepted and bool(accepted & {int, float})  # OmegaConf takes true for 1
     if not mistaken:
-        if isinstance(value, str):  # resolved already; what still looks like an interpolation is text
-            value = value.replace("${", r"\${")
         try:
-            merged = OmegaConf.merge(_schema(cls), {name: value})
+            merged = OmegaConf.merge(_schema(cls), {name: _no_references(value)})
             found = typing.cast(DictConfig, merged)[name]
-            return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+            return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
         except OmegaConfBaseException:
             pass
     choices = [name for a in accepted if inspect.isclass(a) and issubclass(a, Enum) for name in a.__members__]
@@ -738,16 +766,26 @@ def _kind(name: str, base: type, path: str) -> type:
 
 
 def _resolved(node: DictConfig, settings: dict[Any, Any], path: str) -> dict[str, Any]:
-    values = {}
-    for name in settings:
-        try:
-            value = node[name]
-            values[str(name)] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        except OmegaConfBaseException as error:
-            raw = node._get_node(name)
-            key = _join(path, str(name))
-            raise ConfigError(f"{key}={raw}{at(key)}: {str(error).splitlines()[0]}", fix="name a key that exists, or set the variable") from error
-    return values
+    return {str(name): section(node, name, path, whole=True) for name in settings}
+
+
+def section(node: DictConfig, name: Any, path: str = "", *, whole: bool = False) -> Any:
+    """What stands in a node under a name, or what its reference stands for.
+
+    Args:
+        path: where the node stands in the config, for messages.
+        whole: with every reference inside replaced, as plain values.
+
+    Raises:
+        ConfigError: the reference leads nowhere.
+    """
+    try:
+        value = node[name]
+        return OmegaConf.to_container(value, resolve=True) if whole and OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        key = _join(path, str(name))
+        why = (str(error).splitlines() or ["no value"])[0]
+        raise ConfigError(f"{key}={node._get_node(name)}{at(key)}: {why}", fix="name a key that exists, or set the variable") from error
 
 
 def check_keys(config: DictConfig, allowed: Iterable[str], sections: Iterable[str] = ()) -> None:
@@ -759,8 +797,8 @@ def check_keys(config: DictConfig, allowed: Iterable[str], sections: Iterable[st
     for name in sorted(sections):
         if name not in config:
             raise ConfigError(f"the config has no section {name!r}", fix="a file that replaces a shipped one keeps its defaults list and its sections")
-        if not isinstance(config[name], DictConfig):
-            raise ConfigError(f"{name}={shown(config[name])}{at(name)}: a section of keys, not a value")
+        if not isinstance(found := section(config, name), DictConfig):
+            raise ConfigError(f"{name}={shown(found)}{at(name)}: a section of keys, not a value")
 
 
 def type_in_words(hint: Any) -> str:
@@ -777,20 +815,34 @@ def type_in_words(hint: Any) -> str:
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
 
+# --- secrets ------------------------------------------------------------------------------------------------------
+
+
+def without_secrets(config: DictConfig) -> DictConfig:
+    """A config to be written down: `${oc.env:NAME}` stands in it for what `secrets` finds. Who reads it again has that variable too, or is told its name."""
+    tree = OmegaConf.to_container(config, resolve=False)
+    hidden = by_name(tree)
+    return config if hidden == tree else typing.cast(DictConfig, OmegaConf.create(hidden))
+
+
+def by_name(tree: Any) -> Any:
+    """A tree of values with references to the environment in the place of its secrets; where there are references already, `***`."""
+    known = secrets()
+    any_of = re.compile("|".join(map(re.escape, known)) or "(?!)")
+
+    def hidden(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: hidden(value) for key, value in tree.items()}
+        if isinstance(tree, list):
+            return [hidden(value) for value in tree]
+        if isinstance(tree, str):
+            return any_of.sub("***" if "${" in tree else lambda found: f"${{oc.env:{known[found[0]]}}}", tree)
+        return tree
+
+    return hidden(tree)
+
+
 # --- suggestions --------------------------------------------------------------------------------------------------
-
-
-def masked(tree: Any) -> Any:
-    """A tree of values in which `***` stands for what variables of the environment hold whose names say that they are secrets."""
-    secrets = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= SHORTEST_SECRET]
-    if isinstance(tree, dict):
-        return {key: masked(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [masked(value) for value in tree]
-    if isinstance(tree, str):
-        for secret in secrets:
-            tree = tree.replace(secret, "***")
-    return tree
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str | None:

@@ -13,8 +13,16 @@ LLMTrainError
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import sys
 import unicodedata
-from typing import ClassVar
+from typing import Any, ClassVar
+
+# Variables of the environment whose values are nobody's business, by their names: AWS_SECRET_ACCESS_KEY, PGPASSWORD, HF_TOKEN. No paths to such: HF_TOKEN_PATH.
+SECRET_VARIABLE = re.compile(r"(token|passw(or)?d|passphrase|secret|api_?key)$|(^|_)key$", re.IGNORECASE)
+SHORTEST_SECRET = 8  # characters: what is shorter protects nothing, and would be found in ordinary words
 
 
 class LLMTrainError(Exception):
@@ -27,11 +35,11 @@ class LLMTrainError(Exception):
         self.what, self.allowed, self.fix = what, allowed, fix
 
     def screen(self) -> str:
-        """The message as printed: at most six lines, nothing in it that could drive a terminal."""
+        """The message as printed: at most six lines, no secret, nothing in it that could drive a terminal."""
         parts = [f"error: {self.what}"]
         parts += [f"allowed: {self.allowed}"] if self.allowed else []
         parts += [f"fix: {self.fix}"] if self.fix else []
-        lines = [line for part in parts for line in part.splitlines()]
+        lines = [line for part in masked(parts) for line in part.splitlines()]
         return "\n".join(printable(line) for line in lines[:6])
 
 
@@ -91,10 +99,48 @@ def is_panic(error: BaseException) -> bool:
 
 def printable(text: str) -> str:
     """`text` without control and direction characters, which could rewrite a terminal's screen."""
+    if text.isprintable():
+        return text
     return "".join(c if c == " " or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in text)
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """A piece of data as a message shows it: escaped, quoted, at most `limit` characters."""
+    """A piece of data as a message shows it: escaped, quoted, at most `limit` characters. What is cut off would no longer be known for a secret."""
+    value = masked(value)
     text = repr(value) if not isinstance(value, str) else "'" + printable(value) + "'"
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def plain(text: str) -> str:
+    """`text` as a terminal or a log gets it: line by line, without secrets and what could drive a terminal."""
+    return "\n".join(printable(line) for line in masked(text).split("\n"))
+
+
+def secrets() -> dict[str, str]:
+    """What the environment holds in variables whose names say that it is secret, each with the name; the longest first, since one may hold another."""
+    found = {value: name for name, value in os.environ.items() if len(value) >= SHORTEST_SECRET and SECRET_VARIABLE.search(name)}
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+
+def masked(tree: Any) -> Any:
+    """A tree of values in which `***` stands for what `secrets` finds."""
+    return _masked(tree, secrets())
+
+
+def _masked(tree: Any, known: dict[str, str]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _masked(value, known) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_masked(value, known) for value in tree]
+    if isinstance(tree, str):
+        for secret in known:
+            tree = tree.replace(secret, "***")
+    return tree
+
+
+def write_any_text() -> None:
+    """Let stdout and stderr spell out what their encoding has no character for, such as a tick in ASCII: no run ends for the sake of it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None without a terminal; something else where a program captures it
+            with contextlib.suppress(OSError, ValueError):  # closed, or full
+                stream.reconfigure(errors="backslashreplace")

@@ -31,7 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from llmtrain.errors import DistributedError, LLMTrainError, Stopped
+from llmtrain.errors import DistributedError, LLMTrainError, Stopped, masked
 
 MEETING = "LLMTRAIN_MEETING"  # the variable that names the folder where the ranks of `launch` meet
 LOG = "processes.log"  # in the run's folder: what the ranks print to stderr, and the whole of their errors
@@ -119,7 +119,7 @@ def lost_contact(error: BaseException, rank: int, kind: Lost) -> DistributedErro
 
 def leave_result(folder: Path, rank: int, error: LLMTrainError | None, lost: Lost = Lost.no) -> None:
     """A process's last word, for the command that started it."""
-    what, allowed, fix = (error.what, error.allowed, error.fix) if error else ("", None, None)
+    what, allowed, fix = masked([error.what, error.allowed, error.fix]) if error else ("", None, None)
     word = Word(rank, error.exit_code if error else 0, what, allowed, fix, lost, _place, time.time())
     path = folder / f".result-{rank}.json"
     with contextlib.suppress(OSError):

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from llmtrain.errors import CheckpointError, ConfigError, DeviceError, DistributedError, Interrupted, Stopped, printable, require
+from llmtrain.errors import CheckpointError, ConfigError, DeviceError, DistributedError, Interrupted, Stopped, plain, printable, require
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -482,10 +482,20 @@ def restart_sparing() -> None:
 
 
 def make_console(quiet: bool = False, stderr: bool = False) -> Console:
-    """Markup is off: text from data must never drive the terminal."""
-    from rich.console import Console
+    """Where everything is printed that is not an error. Text from data must never drive the terminal: markup is off, and rich lets escapes through."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+    from rich.text import Text
 
-    return Console(markup=False, highlight=False, quiet=quiet, stderr=stderr, soft_wrap=False)
+    class PlainConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(plain(text), **options)  # before it is measured: a cell is as wide as what is in it
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):  # `control` is what rich itself tells the terminal
+                yield Segment(text if control else "\n".join(printable(line) for line in text.split("\n")), style, control)
+
+    return PlainConsole(markup=False, highlight=False, quiet=quiet, stderr=stderr, soft_wrap=False)
 
 
 @contextlib.contextmanager
@@ -510,6 +520,9 @@ def logging_to(runtime: Runtime, folder: Path | None) -> Iterator[None]:
 class _Log(logging.FileHandler):
     """train.log. That the disk is full is told by what the run cannot do without, and not by pages of tracebacks."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 — the name is logging's
         pass
 
@@ -524,7 +537,7 @@ class _ConsoleHandler(logging.Handler):
         self.runtime = runtime
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = printable(record.getMessage())
+        message = plain(record.getMessage())
         if record.levelno >= logging.WARNING:
             self.runtime.warnings.append(message)
             message = f"warning: {message}"

@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from llmtrain import processes
 from llmtrain.command import train
 from llmtrain.command.train import INVOCATION
+from llmtrain.errors import write_any_text
 
 
 def main(folder: Path, verb: str) -> int:
+    write_any_text()
     processes.follow()
     config = OmegaConf.load(folder / INVOCATION)
     return train.run_as_rank(config, verb, folder)  # type: ignore[arg-type]

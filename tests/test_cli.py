@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -157,6 +158,11 @@ def test_debug_shows_the_traceback_and_keeps_the_code(capsys: pytest.CaptureFixt
     assert "error: seed=-1" in said
 
 
+def test_a34_settings_that_leave_nothing_to_evaluate_on_are_a_config_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", *TINY, "data.validation_fraction=0", "evaluation.every_steps=3"]) == 2
+    assert "data.validation_fraction=0" in capsys.readouterr().err
+
+
 def test_a34_a_run_without_anything_to_evaluate_on_is_a_data_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "one.txt").write_text("one document only")
     base = [o for o in TINY if not o.startswith("data=")]
@@ -176,3 +182,30 @@ def test_a_run_starts_with_its_notes(tmp_path: Path, capsys: pytest.CaptureFixtu
         "note: schedule.final_fraction=0.5 of the experiment is dropped: schedule=constant has no such setting",
         "note: distributed.timeout_s has no effect: there is one process",
     ]
+
+
+@pytest.mark.parametrize(("encoding", "verb"), [("ascii", "validate"), ("latin-1", "pretrain")])
+def test_an_output_that_is_no_utf8_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, verb: str) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding, write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    asked = [o for o in TINY if not o.startswith("trainer.max_steps")]
+    assert main([verb, *asked, "trainer.max_steps=1", f"output_dir={tmp_path / 'run'}"]) == 0
+    said = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert ("\\u2713 settings" if verb == "validate" else "\\u201cThe") in said
+
+
+def test_h10_a_traceback_shows_no_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
+    assert main(["validate", "device=${oc.env:WANDB_API_KEY}", "--debug"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "device='***'" in said
+    assert "a-very-secret-key" not in said
+
+
+def test_h10_a_printed_config_names_the_variable_of_a_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
+    assert main(["pretrain", "callback.tracker.project=a-very-secret-key", "--cfg", "job"]) == 0
+    said = capsys.readouterr().out
+    assert "project: ${oc.env:WANDB_API_KEY}" in said
+    assert "a-very-secret-key" not in said

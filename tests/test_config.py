@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from llmtrain.cli import main
-from llmtrain.config import Composed, UnknownKey, build, compose, did_you_mean, masked, multirun, parse, read_yaml, type_in_words
+from llmtrain.config import Composed, UnknownKey, build, by_name, compose, did_you_mean, multirun, parse, read_yaml, shipped_dir, type_in_words, without_secrets
 from llmtrain.errors import ConfigError, require
 from llmtrain.runtime import Precision
 
@@ -413,6 +416,101 @@ def test_the_usual_use_of_an_alias_is_fine(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "x.yaml") == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
 
 
+BOMBED = """
+import resource, sys
+from pathlib import Path
+from llmtrain.config import read_yaml
+from llmtrain.errors import ConfigError
+seconds, held = resource.getrusage(resource.RUSAGE_SELF).ru_utime, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_yaml(Path(sys.argv[1]))
+except ConfigError as error:
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_utime - seconds < 2, after.ru_utime - seconds
+    assert (after.ru_maxrss - held) / (2**20 if sys.platform == "darwin" else 2**10) < 100, after.ru_maxrss - held
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell what a process has used")
+@pytest.mark.parametrize("deep", [6, 20])
+def test_h05_an_alias_bomb_takes_neither_time_nor_memory(tmp_path: Path, deep: int) -> None:
+    path = tmp_path / "x.yaml"
+    levels = (f"b{i}: &b{i} [{','.join([f'*b{i - 1}'] * 9)}]\n" for i in range(1, deep))
+    path.write_text("b0: &b0 [x,x,x,x,x,x,x,x,x]\n" + "".join(levels))
+    assert subprocess.run([sys.executable, "-c", BOMBED, str(path)], check=False).returncode == 2
+
+
+# --- references -----------------------------------------------------------------------------------------------------
+
+RESOLVERS = ["${oc.select:x}", "${oc.create:{a:1}}", "${${name}}", "${a${seed}}", "${now:%Y}", "${oc.env:${name}}", "${oc.env:A,${x}}", "${"]
+
+
+@pytest.mark.parametrize("text", RESOLVERS)
+def test_a_reference_that_calls_or_is_put_together_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str) -> None:
+    experiment(tmp_path, f"name: '{text}'\n")
+    said = refused(capsys, "validate", "--config-dir", str(tmp_path), "experiment=mine")
+    assert "no such reference" in said
+    assert "${oc.env:NAME}" in said
+    with pytest.raises(ConfigError):
+        compose("pretrain", [f"name={text}"])
+    with pytest.raises(ConfigError):
+        build(outer(names=[text]), Outer, "outer")
+
+
+@pytest.mark.parametrize("text", ["${seed}", "a${.seed}b", "${data.max_length}", "${oc.env:HOME}", "${ oc.env:NO, it }", "${oc.env:NOPE,null}", r"\${x:y}"])
+def test_a_reference_to_a_key_or_the_environment_is_taken(tmp_path: Path, text: str) -> None:
+    experiment(tmp_path, f"name: '{text}'\n")
+    assert compose("pretrain", ["experiment=mine"], tmp_path).config._get_node("name")._value() == text
+
+
+def test_resolvers_do_not_get_around_the_limit_of_what_references_stand_for(tmp_path: Path) -> None:
+    levels = [f"a{i}: '{f'${{oc.select:a{i - 1}}}' * 20}'\n" for i in range(1, 6)]
+    experiment(tmp_path, "a0: x\n" + "".join(levels))
+    with pytest.raises(ConfigError, match="no such reference"):
+        compose("pretrain", ["experiment=mine"], tmp_path)
+
+
+def test_what_variables_hold_counts_among_what_references_stand_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONG", "x" * 60_000)
+    experiment(tmp_path, f"name: '{'${oc.env:LONG}' * 20}'\n")
+    with pytest.raises(ConfigError, match="stand for more than"):
+        compose("pretrain", ["experiment=mine"], tmp_path)
+
+
+NOWHERE = [
+    *(("pretrain", text) for text in ("model: ${nope}", "model: {kind: '${nope}'}", "callback: {progress: '${nope}'}", "callback: ${nope}", "cache: ${nope}")),
+    *((verb, text) for verb in ("finetune", "evaluate", "generate", "predict") for text in ("model: ${nope}", "model: {kind: '${nope}'}")),
+    ("finetune", "cache: ${nope}"),
+]
+
+
+@pytest.mark.parametrize(("verb", "text"), NOWHERE)
+def test_a_section_or_a_kind_that_refers_to_nothing_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str, text: str) -> None:
+    shipped = (shipped_dir() / f"{verb}.yaml").read_text(encoding="utf-8")
+    (tmp_path / f"{verb}.yaml").write_text(f"{shipped}\n{text}\n" if verb not in ("pretrain", "finetune") else shipped, encoding="utf-8")
+    experiment(tmp_path, f"{text}\n")
+    chosen = ["experiment=mine"] if verb in ("pretrain", "finetune") else ["model.checkpoint=x"]
+    assert main([verb, "--config-dir", str(tmp_path), *chosen]) == 2
+    said = capsys.readouterr().err
+    assert "nope" in said or chosen == ["model.checkpoint=x"]
+    assert "fault of llmtrain" not in said
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "generate"])
+def test_weights_that_refer_to_nothing_are_named(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    given = () if verb == "generate" else ("model=checkpoint",)
+    assert "'nope' not found" in refused(capsys, verb, *given, "model.checkpoint=${nope}")
+
+
+def test_text_that_looks_like_a_reference_once_it_is_resolved_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ODD", "${oc.env:HOME}")
+    assert build(outer(names=["${oc.env:ODD}", r"\${x}"]), Outer, "outer").names == ["${oc.env:HOME}", "${x}"]
+
+
+# --- secrets --------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     "override", ["hf_token=hf_secret", "+hf_token=hf_secret", "callback.tracker.wandb_api_key=hf_secret", "hf_token=[hf_secret", "~hf_token=hf_secret"]
 )
@@ -603,8 +701,17 @@ def test_the_nearest_name_is_suggested(word: str, meant: str | None) -> None:
     assert found == (f"did you mean {meant!r}?" if meant else None)
 
 
-def test_h10_what_variables_of_secrets_hold_is_masked_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_h10_a_config_is_written_down_with_the_names_of_secrets_and_read_again_with_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "very-secret")
-    monkeypatch.setenv("MY_TOKEN", "abc")  # so short that it would stand in ordinary words
-    tree = {"a": {"project": "x very-secret y"}, "b": ["very-secret", 1], "c": "abcdef", "d": None}
-    assert masked(tree) == {"a": {"project": "x *** y"}, "b": ["***", 1], "c": "abcdef", "d": None}
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other-secret")
+    config = compose("pretrain", ["callback.tracker.project=a/very-secret", "name=very-secret.other-secret", "seed=3"]).config
+    hidden = without_secrets(config)
+    assert (hidden._get_node("name")._value(), hidden.seed) == ("${oc.env:WANDB_API_KEY}.${oc.env:AWS_SECRET_ACCESS_KEY}", 3)
+    assert (hidden.name, hidden.callback.tracker.project) == ("very-secret.other-secret", "a/very-secret")
+    assert not any(secret in OmegaConf.to_yaml(hidden) for secret in ("very-secret", "other-secret"))
+    assert by_name(["x", None, {"a": "very-secret"}, "${seed}very-secret"]) == ["x", None, {"a": "${oc.env:WANDB_API_KEY}"}, "${seed}***"]
+
+
+def test_a_config_without_secrets_is_written_as_it_is() -> None:
+    config = compose("pretrain", []).config
+    assert without_secrets(config) is config

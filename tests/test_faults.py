@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from llmtrain import trainer
+from llmtrain import cli, trainer
 from llmtrain.errors import CheckpointError, ConfigError, DeviceError, NonFiniteError
 from llmtrain.objective.base import IGNORED, Batch
 from llmtrain.objective.classification import Classification
@@ -257,4 +257,48 @@ def test_h10_a_secret_of_the_environment_is_in_no_file_of_a_run(finetune: Train,
     monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
     run = finetune(tmp_path / "run", "callback.tracker.project=${oc.env:WANDB_API_KEY}", "trainer.max_steps=1")
     assert "***" in (run / "resolved.yaml").read_text()
-    assert [path for path in run.rglob("*") if path.is_file() and b"a-very-secret-key" in path.read_bytes()] == []
+    assert in_files(run) == []
+
+
+def in_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and b"a-very-secret-key" in path.read_bytes()]
+
+
+def test_h10_a_secret_that_the_shell_put_in_is_in_no_file_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
+    run = tmp_path / "run"
+    command = ["pretrain", *tiny("trainer.max_steps=2"), "callback.tracker.project=a-very-secret-key", f"output_dir={run}"]
+    monkeypatch.setattr(sys, "argv", ["llmtrain", *command])
+    assert cli.main(command) == 0
+    assert "project: ${oc.env:WANDB_API_KEY}" in (run / "config.yaml").read_text()
+    assert "callback.tracker.project=***" in (run / "overrides.txt").read_text()
+    assert "callback.tracker.project=***" in json.loads((run / "run.json").read_text())["command"]
+    assert cli.main([word.replace("max_steps=2", "max_steps=3") for word in command] + ["resume=must"]) == 0
+    assert json.loads((run / "run.json").read_text())["steps"] == 3
+    assert in_files(run) == []
+    assert "a-very-secret-key" not in "".join(capfd.readouterr())
+
+
+def test_h10_a_run_that_fails_over_a_secret_does_not_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
+    asked = [o for o in tiny() if not o.startswith("data=")]
+    assert cli.main(["pretrain", *asked, "data=text", "data.train=${oc.env:WANDB_API_KEY}", f"output_dir={tmp_path / 'run'}"]) == 3
+    assert "***" in json.loads((tmp_path / "run" / "run.json").read_text())["error"]
+    assert in_files(tmp_path) == []
+    assert "a-very-secret-key" not in "".join(capfd.readouterr())
+
+
+def test_h10_weights_whose_path_holds_a_secret_are_found_again(
+    finetune: Train, pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
+    base = base_of(pretrained("bert"), tmp_path / "a-very-secret-key")
+    run = finetune(tmp_path / "run", f"model.checkpoint={base}", "trainer.max_steps=1")
+    assert "${oc.env:WANDB_API_KEY}" in yaml.safe_load((run / "config.yaml").read_text())["model"]["checkpoint"]
+    assert finetune(run, "model.checkpoint=newest", "trainer.max_steps=2") == run
+    assert "a-very-secret-key" not in capsys.readouterr().out
+    monkeypatch.delenv("WANDB_API_KEY")
+    with pytest.raises(ConfigError, match="WANDB_API_KEY"):
+        finetune(run, "model.checkpoint=newest", "trainer.max_steps=3")

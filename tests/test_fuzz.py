@@ -10,11 +10,13 @@ import contextlib
 import copy
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
 import signal
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,8 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 from omegaconf import OmegaConf
 
-from llmtrain import cli, files
+from llmtrain import cli, files, runtime
+from llmtrain.command import train
 from llmtrain.config import compose, flat, shipped_dir
 from llmtrain.data.base import Target
 from llmtrain.errors import LLMTrainError
@@ -464,6 +467,40 @@ def test_a_file_of_any_content_gives_rows_or_a_screen(tmp_path: Path, monkeypatc
     fuzz(check, 10 * times, tables(), ENCODINGS, st.sampled_from(["file", "line", "blank_line", "chapter"]), st.sampled_from([None, *Target]), found=found)
 
 
+FACES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=6) | st.sampled_from(
+    ["\x1b[2J", "\x1b]0;title\x07", "\u202e", "\x9b31m", "a\nb", "a\tb", "\r", "[red]", "\u2028", "\x7f", "é"]
+)
+
+
+@each
+def test_labels_and_the_names_of_files_are_shown_without_driving_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    monkeypatch.setenv("LLMTRAIN_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "files"
+
+    def check(name: str, labels: list[str]) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        path = folder / f"{name.replace('/', '_')}.jsonl"
+        path.write_bytes(b"".join(as_json({"text": f"number {i}", "label": labels[i % len(labels)]}) + b"\n" for i in range(12)))
+        out = io.StringIO()
+        console = runtime.make_console()
+        console.file = out
+
+        def show() -> None:
+            data = text_data(train=str(path), validation_fraction=0.3)
+            data.labelled("train", Target.label)
+            console.print(data.summary(), soft_wrap=True)
+            for line in data.warnings():
+                console.print(line, soft_wrap=True)
+
+        with watched(folder):
+            refused(show, 2, 3)
+        assert clean(out.getvalue()), ascii(out.getvalue())
+        assert out.getvalue().count("\n") <= 4  # no label makes lines of its own
+
+    fuzz(check, 10 * times, FACES, st.lists(FACES, min_size=2, max_size=4, unique=True), found=[("\x1b[2J", ["\x1b]0;x\x07", "a\nb"])])
+
+
 # --- checkpoints, weights, caches -----------------------------------------------------------------------------------
 
 
@@ -544,6 +581,42 @@ def test_a_run_goes_on_from_a_checkpoint_of_any_content_or_says_why_not(tmp_path
         assert code in (0, 4, 5)
 
     fuzz(check, times, damage(CHECKPOINT))
+
+
+HOSTILE = ("\x1b[2Jevil", "\u202e", "a\nb", "${nope}", "${oc.select:model}", "${${seed}}", "${", "???")
+
+
+@each
+def test_a_run_goes_on_beside_configs_of_any_content_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path, times: int) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def check(name: str, checkpoint: Any, changes: Sequence[tuple[int, Any]]) -> None:
+        run = tmp_path / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(trained, run, symlinks=True, ignore=shutil.ignore_patterns("step-00000002", "final"))
+        content = yaml.safe_load((run / name).read_text())
+        content["model"]["checkpoint"] = checkpoint
+        (run / name).write_bytes(yaml.safe_dump(confused(content, changes) if changes else content, allow_unicode=True).encode("utf-8", "replace"))
+        answer(run / "checkpoints", "validate", "pretrain", *LIGHT, "model=checkpoint", "model.checkpoint=newest", f"output_dir={run}")
+        if name == "config.yaml":
+            with contextlib.redirect_stdout(out := io.StringIO()):
+                refused(lambda: train.name_newest(compose("finetune", []).config, "finetune", run), 2, 4)
+            assert clean(out.getvalue()), ascii(out.getvalue())
+
+    found = [("config.yaml", value, []) for value in HOSTILE]
+    fuzz(check, 3 * times, st.sampled_from(["config.yaml", "config.yaml", "resolved.yaml"]), st.sampled_from(HOSTILE), st.just([]) | CHANGES, found=found)
+
+
+def test_why_a_run_stopped_is_shown_without_driving_the_terminal(tmp_path: Path, trained: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, symlinks=True)
+    folder = run / "checkpoints" / "step-00000004"
+    state = json.loads((folder / "state.json").read_text())
+    state["run"]["stop"] = "\x1b[2J\u202e"
+    (folder / "state.json").write_bytes(as_json(state))
+    described(folder)
+    code, said, _ = answer(folder, "pretrain", *TINY, "trainer.max_steps=4", "resume=must", f"output_dir={run}")
+    assert (code, r"\x1b[2J\u202e" in said) == (0, True)
 
 
 FINAL = (
@@ -674,6 +747,28 @@ def test_h05_references_that_stand_for_references_are_refused_before_they_grow(t
     code, _, said = answer(tmp_path, "pretrain", "--cfg", "job", "--config-dir", str(tmp_path), "experiment=mine")
     assert code == 2
     assert "stand for more than 1,000,000 characters" in said
+
+
+@pytest.mark.parametrize("resolver", ["oc.select:", "oc.decode:", "oc.dict.values:", ""])
+def test_h05_references_that_compute_something_are_refused_before_they_grow(tmp_path: Path, resolver: str) -> None:
+    texts = ["output_dir", "resume", "name", "callback.tracker.project", "callback.metrics.file", "device"]
+    config = OmegaConf.create({"output_dir": "x"})
+    for before, key in itertools.pairwise(texts):
+        OmegaConf.update(config, key, f"${{{resolver}{before}}}" * 20)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\n" + OmegaConf.to_yaml(config))
+    began = time.process_time()
+    code, _, said = answer(tmp_path, "validate", "--config-dir", str(tmp_path), "experiment=mine")
+    assert (code, ("no such reference" if resolver else "stand for more than") in said) == (2, True)
+    assert time.process_time() - began < 30  # a tenth of a second; what it grows into took minutes
+
+
+@pytest.mark.parametrize("content", ["model: ${nope}", "model: {kind: '${nope}'}", "callback: {progress: '${nope}'}", "cache: ${nope}", "trainer: ${nope}"])
+def test_a_section_that_refers_to_nothing_is_one_screen(tmp_path: Path, content: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
+    for verb in ("pretrain", "finetune"):
+        assert answer(tmp_path, "validate", verb, "--config-dir", str(tmp_path), "experiment=mine")[0] == 2
 
 
 def test_references_that_stay_small_are_taken(tmp_path: Path) -> None:

@@ -659,3 +659,17 @@ def test_accelerate_launch_on_a_cpu_starts_one_process_and_that_is_said(tmp_path
     warnings = record(tmp_path / "run")["warnings"]
     assert any("started this one alone" in line for line in warnings)
     assert "started this one alone" in done.stdout
+
+
+def test_a_process_of_a_run_writes_any_text_and_a_secret_reaches_it_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmtrain import worker
+
+    monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
+    found: list[tuple[str, str]] = []
+    monkeypatch.setattr(command, "run_as_rank", lambda config, verb, folder: found.append((config.callback.tracker.project, sys.stdout.errors)) or 0)
+    monkeypatch.setattr(processes, "follow", lambda: None)
+    monkeypatch.setattr(processes, "launch", lambda words, *_: worker.main(Path(words[-2]), words[-1]))
+    composed = compose("pretrain", ["callback.tracker.project=a-very-secret-key"])
+    command._start_ranks(composed.config, "pretrain", tmp_path, command.parts(composed.config).runtime)
+    assert found == [("a-very-secret-key", "backslashreplace")]
+    assert "a-very-secret-key" not in (tmp_path / command.INVOCATION).read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -14,12 +15,16 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from rich.color import ColorSystem
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 
 import llmtrain
 from llmtrain import runtime
 from llmtrain.cli import main
 from llmtrain.config import build, compose
-from llmtrain.errors import CheckpointError, ConfigError, DeviceError, DistributedError, Interrupted
+from llmtrain.errors import CheckpointError, ConfigError, DeviceError, DistributedError, Interrupted, printable
 from llmtrain.runtime import Precision, Settings
 from tests.conftest import TINY
 
@@ -432,6 +437,32 @@ def test_pythons_that_are_started_do_not_import_from_the_working_directory(tmp_p
     with runtime.path_of_its_own():
         assert subprocess.run(command, check=False).returncode == 0
     assert "PYTHONSAFEPATH" not in os.environ
+
+
+# --- the console ----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_that_is_printed_drives_the_terminal_and_tables_keep_their_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "very-secret")
+    console, evil = runtime.make_console(), "a\x1b[2J\u202eb\rc"
+    console.file = out = io.StringIO()
+    table = Table()
+    table.add_column(evil)
+    table.add_row(evil)
+    for thing in (evil, "two\nlines", "[red]very-secret[/]", Text(evil), Panel(evil, title="t"), table):
+        console.print(thing)
+    lines = out.getvalue().split("\n")
+    assert all(line == printable(line) for line in lines)
+    assert lines[:4] == [r"a\x1b[2J\u202eb\rc", "two", "lines", "[red]***[/]"]
+    assert len({len(line) for line in lines[-6:-1]}) == 1
+
+
+def test_the_consoles_own_styles_reach_the_terminal() -> None:
+    console = runtime.make_console()
+    console._force_terminal, console._color_system = True, ColorSystem.STANDARD
+    console.file = out = io.StringIO()
+    console.print("failed", style="red")
+    assert out.getvalue() == "\x1b[31mfailed\x1b[0m\n"
 
 
 @pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="glibc alone")

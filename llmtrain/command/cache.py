@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from llmtrain import cache
 from llmtrain.config import Composed, build
-from llmtrain.errors import ConfigError, printable
+from llmtrain.errors import ConfigError, plain, printable
 
 TAKES_A_VERB = True  # cli.py asks: in `cache clear` the second word is no mistake
 CONFIGS = {"cache": "cache", "list": "cache", "clear": "cache_clear"}
@@ -42,7 +42,7 @@ def primary(word: str) -> str:
 def command(composed: Composed, overrides: list[str]) -> int:
     settings = build(OmegaConf.create({k: v for k, v in composed.config.items_ex(resolve=False) if k != "experiment"}), Settings, "")
     for line in composed.notes:
-        print(f"note: {line}", file=sys.stderr)
+        print(f"note: {plain(line)}", file=sys.stderr)
     if settings.action is Action.clear:
         number, freed = cache.clear()
         print(f"{_entries(number)} removed, {cache.readable(freed)} freed")

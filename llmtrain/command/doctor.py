@@ -33,7 +33,7 @@ from omegaconf import OmegaConf
 
 from llmtrain import __version__, files, machine, runtime
 from llmtrain.config import Composed, build
-from llmtrain.errors import DeviceError, LLMTrainError, printable, require, shown
+from llmtrain.errors import DeviceError, LLMTrainError, plain, printable, require, shown
 from llmtrain.runtime import Precision
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ Check = Callable[[Visit], Iterator[Finding]]
 def command(composed: Composed, overrides: list[str]) -> int:
     settings = build(OmegaConf.create({k: v for k, v in composed.config.items_ex(resolve=False) if k != "experiment"}), Settings, "")
     for line in composed.notes:
-        print(f"note: {line}", file=sys.stderr)
+        print(f"note: {plain(line)}", file=sys.stderr)
     if settings.output is not None:
         _writable(Path(settings.output))
     say(f"llmtrain {__version__} on this machine: ✓ as it should be, – worth knowing, ✗ needed and wrong")
@@ -251,8 +251,8 @@ def say(text: str) -> None:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        for mark, plain in PLAIN.items():
-            text = text.replace(f"{mark.value} ", f"{plain} ")
+        for mark, letters in PLAIN.items():
+            text = text.replace(f"{mark.value} ", f"{letters} ")
         text = text.encode(encoding, "replace").decode(encoding)
     print(text, flush=True)
 

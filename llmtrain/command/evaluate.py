@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 
 from llmtrain import files, runtime
 from llmtrain.command import train
-from llmtrain.command.parts import refuse_wrong_pair
-from llmtrain.config import Composed, build, parse, read_yaml
+from llmtrain.command.parts import asks_newest, refuse_wrong_pair
+from llmtrain.config import Composed, build, parse, read_yaml, section
 from llmtrain.data import questions
 from llmtrain.data.base import SPLITS, Data
-from llmtrain.errors import CheckpointError, ConfigError, DataError, printable, require
+from llmtrain.errors import CheckpointError, ConfigError, DataError, plain, printable, require
 from llmtrain.model.base import Model
 from llmtrain.objective.base import Objective, Totals
 
@@ -74,21 +74,22 @@ def command(composed: Composed, overrides: list[str]) -> int:
     config = composed.config
     parts = ("model", "objective", "data", "experiment")
     settings = build(OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k not in parts}), Settings, "")
-    if config.model.get("checkpoint") == "newest":
+    if asks_newest(config):
         config.model.checkpoint = str(runtime.newest_run())
-        print(f"model.checkpoint=newest is {config.model.checkpoint}")
+        print(plain(f"model.checkpoint=newest is {config.model.checkpoint}"))
     for line in composed.notes:
-        print(f"note: {line}")
-    for name, section in inherited(overrides).items():
-        print(printable(f"{name} as in the run: {section.get('kind')}"))
-    model, objective, data = build(config.model, Model, "model"), build(config.objective, Objective, "objective"), build(config.data, Data, "data")
+        print(f"note: {plain(line)}")
+    for name, own in inherited(overrides).items():
+        print(printable(f"{name} as in the run: {own.get('kind')}"))
+    model = build(section(config, "model"), Model, "model")
+    objective, data = build(section(config, "objective"), Objective, "objective"), build(section(config, "data"), Data, "data")
     if model.tokenizer_path is None:
         raise ConfigError("evaluate needs weights that exist", fix="model=checkpoint model.checkpoint=FOLDER")
     refuse_wrong_pair(model, objective)
     if model.positions is not None and data.max_length > model.positions:
         raise ConfigError(f"data.max_length={data.max_length}: the model reads at most {model.positions} positions", fix=f"data.max_length={model.positions}")
     for line in without_effect(objective, data, composed.given):
-        print(f"note: {line}")
+        print(f"note: {plain(line)}")
     _report(model, objective, data, settings, str(config.model.checkpoint))
     return 0
 

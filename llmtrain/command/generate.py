@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from omegaconf import OmegaConf
 
 from llmtrain import runtime
-from llmtrain.config import Composed, build
-from llmtrain.errors import ConfigError, printable, require
+from llmtrain.command.parts import asks_newest
+from llmtrain.config import Composed, build, section
+from llmtrain.errors import ConfigError, plain, printable, require
 from llmtrain.model.base import Attention, Head, Model
 from llmtrain.model.generation import Sampling, cuts, write
 
@@ -44,11 +45,11 @@ def command(composed: Composed, overrides: list[str]) -> int:
     config = composed.config
     settings = build(OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k not in ("model", "experiment")}), Settings, "")
     for line in composed.notes + [f"{key} has no effect: {why}" for key, why in settings.without_effect().items() if key in composed.given]:
-        print(f"note: {line}", file=sys.stderr)
-    if config.model.get("checkpoint") == "newest":
+        print(f"note: {plain(line)}", file=sys.stderr)
+    if asks_newest(config):
         config.model.checkpoint = str(runtime.newest_run())
-        print(f"model.checkpoint=newest is {config.model.checkpoint}", file=sys.stderr)
-    model = build(config.model, Model, "model")
+        print(plain(f"model.checkpoint=newest is {config.model.checkpoint}"), file=sys.stderr)
+    model = build(section(config, "model"), Model, "model")
     if model.tokenizer_path is None:
         raise ConfigError("generate needs weights that exist", fix="model=checkpoint model.checkpoint=FOLDER")
     if model.attention is not Attention.causal:
@@ -73,7 +74,7 @@ def _write(model: Model, settings: Settings) -> None:
         sys.stdout.flush()
 
     for line in cuts(loaded, tokenizer, settings.prompt, settings):
-        print(f"note: {line}", file=sys.stderr)
+        print(f"note: {plain(line)}", file=sys.stderr)
     say(settings.prompt)
     write(loaded, tokenizer, settings.prompt, settings, settings.seed, say)
     say("\n")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmtrain import cache, changes, checkpoint, runtime
 from llmtrain.callback.base import Callback
-from llmtrain.config import build, check_keys, flat
+from llmtrain.config import build, check_keys, flat, section
 from llmtrain.data.base import Data, Target
 from llmtrain.data.tokenizer import TOKENS, TRAINED, TokenizerSettings
 from llmtrain.errors import ConfigError
@@ -66,9 +66,9 @@ def parts(config: DictConfig) -> Parts:
         "evaluation": Evaluation,
         "checkpoint": checkpoint.Settings,
     }
-    kept = build(config.cache, cache.Settings, "cache") if "cache" in config else None  # finetuning alone has one
+    kept = build(section(config, "cache"), cache.Settings, "cache") if "cache" in config else None  # finetuning alone has one
     built = {name: build(config[name], base, name) for name, base in bases.items()}
-    callbacks = [build(node, Callback, f"callback.{name}") for name, node in config.callback.items()]
+    callbacks = [build(section(config.callback, name, "callback"), Callback, f"callback.{name}") for name in config.callback]
     found = Parts(runtime=settings, callbacks=callbacks, cache=kept, **built)
     check(found)
     return without_idle_words(found)
@@ -84,6 +84,12 @@ def without_idle_words(parts: Parts) -> Parts:
     if not (parts.objective.asks_words and idle_words(parts)):
         return parts
     return dataclasses.replace(parts, objective=dataclasses.replace(parts.objective, weights={**parts.objective.weights, "lm": 0.0}))
+
+
+def asks_newest(config: DictConfig) -> bool:
+    """Whether a config asks for the weights of the newest run."""
+    model = section(config, "model")
+    return isinstance(model, DictConfig) and "checkpoint" in model and section(model, "checkpoint", "model") == "newest"
 
 
 def check(parts: Parts) -> None:

@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 
 from llmtrain import files, runtime
 from llmtrain.command import train
-from llmtrain.config import Composed, build
+from llmtrain.config import Composed, build, section
 from llmtrain.data.base import Data, Target
 from llmtrain.data.columns import Named
-from llmtrain.errors import ConfigError, printable, require
+from llmtrain.errors import ConfigError, plain, printable, require
 from llmtrain.model.base import Attention, Head, Model
 from llmtrain.model.checkpoint import Checkpoint
 from llmtrain.objective.base import Draw, Objective
@@ -63,9 +63,9 @@ def command(composed: Composed, overrides: list[str]) -> int:
     config = composed.config
     settings = build(OmegaConf.create({k: v for k, v in config.items_ex(resolve=False) if k not in ("model", "experiment")}), Settings, "")
     for line in composed.notes:
-        print(f"note: {line}")
+        print(f"note: {plain(line)}")
     train.name_newest(config)
-    model = build(config.model, Model, "model")
+    model = build(section(config, "model"), Model, "model")
     if model.tokenizer_path is None:
         raise ConfigError("predict needs weights that exist", fix="model=checkpoint model.checkpoint=FOLDER")
     if isinstance(model, Checkpoint) and model.has_head:
@@ -120,7 +120,7 @@ def _answer(model: Checkpoint, settings: Settings, run: dict[str, Any], trained:
         files.write(output, json.dumps(answered[0], indent=2, ensure_ascii=False).encode())
     elif output is not None:
         questions.write(output, answered)
-        print(f"{len(found):,} answers: {output}")
+        print(plain(f"{len(found):,} answers: {output}"))
 
 
 def _questions(settings: Settings, target: Target, data: Data) -> tuple[Dataset, list[dict[str, Any]], str]:

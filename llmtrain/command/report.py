@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from llmtrain.config import Composed, build
-from llmtrain.errors import ConfigError, require
+from llmtrain.errors import ConfigError, plain, require
 from llmtrain.files import expanded
 from llmtrain.report.files import write
 
@@ -43,7 +43,7 @@ def primary(word: str) -> str:
 def command(composed: Composed, overrides: list[str], words: list[str]) -> int:
     settings = build(OmegaConf.create({k: v for k, v in composed.config.items_ex(resolve=False) if k != "experiment"}), Settings, "")
     for line in composed.notes:
-        print(f"note: {line}", file=sys.stderr)
+        print(f"note: {plain(line)}", file=sys.stderr)
     paths = [expanded(word) for word in words] or [newest_sweep()]
     write(paths, None if settings.output is None else expanded(settings.output), settings.metric, settings.reference)
     return 0
@@ -62,5 +62,5 @@ def newest_sweep() -> Path:
             allowed="llmtrain report PATH…, folders of runs or sweeps",
             fix="`llmtrain report runs/finetune` compares all runs in that folder",
         )
-    print(f"the newest sweep is {found[-1].parent}")
+    print(plain(f"the newest sweep is {found[-1].parent}"))
     return found[-1].parent

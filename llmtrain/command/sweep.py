@@ -23,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmtrain import files, processes, runtime
 from llmtrain.command import train
-from llmtrain.command.parts import Parts, fits, parts
-from llmtrain.config import Composed, Typed, build, compose, multirun
+from llmtrain.command.parts import Parts, asks_newest, fits, parts
+from llmtrain.config import Composed, Typed, build, by_name, compose, groups, multirun, section
 from llmtrain.errors import CheckpointError, ConfigError, LLMTrainError, Stopped, printable, shown
 from llmtrain.launcher.base import Handle, Job, Launcher, Start
 from llmtrain.report import files as report
@@ -122,6 +122,8 @@ def sweep(verb: str, overrides: list[str], config_dir: Path | None = None, *, re
     if verb not in ("pretrain", "finetune"):
         raise ConfigError(f"-m: {verb} runs once", allowed="pretrain, finetune")
     console = runtime.make_console()
+    options = groups(config_dir)  # their names are known, and no secrets
+    overrides = [text if text.partition("=")[0] in options else str(by_name(text)) for text in overrides]  # from here on in the book and in every member
     found = planned(verb, overrides, config_dir, rehearse=show)
     for line in dict.fromkeys([*found.notes, *found.plan.notes]):
         console.print(f"note: {line}", soft_wrap=True)
@@ -148,11 +150,12 @@ def planned(verb: str, overrides: list[str], config_dir: Path | None, *, rehears
     """
     typed = multirun(overrides, config_dir)
     own = compose("multirun", typed.own, config_dir)
-    name, limit = _checked_name(own.config.name, verb, overrides), own.config.max_members
+    name, limit = _checked_name(section(own.config, "name"), verb, overrides), section(own.config, "max_members")
     if not isinstance(limit, int) or limit < 1:
         raise ConfigError(f"max_members={limit}", allowed="1 or more")
-    search, launcher = build(own.config.sweep, Sweep, "sweep"), build(own.config.launcher, Launcher, "launcher")
-    folder = Path(own.config.output_dir) if own.config.output_dir else Path("runs/sweep") / name
+    search, launcher = build(section(own.config, "sweep"), Sweep, "sweep"), build(section(own.config, "launcher"), Launcher, "launcher")
+    output_dir = section(own.config, "output_dir")
+    folder = Path(output_dir) if output_dir else Path("runs/sweep") / name
     earlier = Book.opened(folder)
     newest = {} if earlier is None or not earlier.about.get("newest") else {"newest": str(earlier.about["newest"])}  # it keeps what it started from
     if verb == "finetune" and not (rehearse or newest or runtime.finished_runs("pretrain")):
@@ -197,7 +200,7 @@ def _checked_name(name: Any, verb: str, overrides: list[str]) -> str:
 
 def _name_newest(config: DictConfig, verb: str, newest: dict[str, str], rehearse: bool) -> None:
     """Let `newest` mean the same weights for all members, on this start and the next."""
-    if config.model.get("checkpoint") == "newest":
+    if asks_newest(config):
         if rehearse and verb == "finetune" and not (newest or runtime.finished_runs("pretrain")):
             config.model = train.small_model(config)
             return

@@ -21,11 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 
 import llmtrain
 from llmtrain import cache, changes, checkpoint, files, processes, runtime, sharding
-from llmtrain.command.parts import Parts, advice, fits, parts, without_effect
-from llmtrain.config import Composed, build, flat, masked, read_yaml
+from llmtrain.command.parts import Parts, advice, asks_newest, fits, parts, without_effect
+from llmtrain.config import Composed, build, flat, read_yaml, refuse_targets, section, without_secrets
 from llmtrain.data import questions
 from llmtrain.data.base import Data, Target
-from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError, DistributedError, LLMTrainError, Stopped, printable, shown
+from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError, DistributedError, LLMTrainError, Stopped, masked, plain, printable, shown
 from llmtrain.finetune.base import Finetune, Phase
 from llmtrain.machine import doubts
 from llmtrain.model.base import Attention, Combine, Head, HeadKind, Outputs, Pooling
@@ -61,7 +61,7 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
     if runtime.in_worker():
         return _start_as_rank(composed.config, overrides, verb, built.runtime, notes)
     for line in notes:
-        print(f"note: {line}")
+        print(f"note: {plain(line)}")
     name_newest(composed.config, verb, continued(built.runtime))
     if built.runtime.processes == 1:  # several find out themselves: this process then never imports torch
         runtime.check(built.runtime)
@@ -82,7 +82,7 @@ def _start_ranks(config: DictConfig, verb: str, folder: Path, settings: runtime.
     Raises:
         LLMTrainError: what went wrong, on whichever of them; run.json says the same.
     """
-    files.write(folder / INVOCATION, OmegaConf.to_yaml(config).encode())
+    files.write(folder / INVOCATION, OmegaConf.to_yaml(without_secrets(config)).encode())
     with runtime.path_of_its_own():
         environment = {**os.environ}
     environment.setdefault("OMP_NUM_THREADS", str(runtime.decide_threads(settings.threads, settings.processes)))
@@ -104,7 +104,7 @@ def _start_as_rank(config: DictConfig, overrides: list[str], verb: str, settings
             error: LLMTrainError | None = different(gather, config) or _other_number(settings)
             if rank == 0 and error is None:
                 for line in notes:
-                    print(f"note: {line}")
+                    print(f"note: {plain(line)}")
                 try:
                     name_newest(config, verb, continued(settings))
                     folder = run_folder(verb, settings)
@@ -199,14 +199,14 @@ def _named(found: Exception, folder: Path, rank: int) -> tuple[LLMTrainError, pr
     kind = processes.lost(found)
     if kind is not processes.Lost.no:
         return processes.lost_contact(found, rank, kind), kind
-    first = (str(found).splitlines() or ["no message"])[0][:300]
+    first = (masked(str(found)).splitlines() or ["no message"])[0][:300]
     fix = f"this is a fault of llmtrain: {folder / processes.LOG} shows where"
     return LLMTrainError(f"{type(found).__name__} on rank {rank}: {first}", fix=fix), kind
 
 
 def _trace(folder: Path, rank: int, error: Exception) -> None:
     with contextlib.suppress(OSError), (folder / processes.LOG).open("a", encoding="utf-8") as log:
-        log.write(f"rank {rank}:\n{''.join(traceback.format_exception(error))}")
+        log.write(plain(f"rank {rank}:\n{''.join(traceback.format_exception(error))}"))
 
 
 def name_newest(config: DictConfig, verb: str | None = None, folder: Path | None = None) -> None:
@@ -215,18 +215,20 @@ def name_newest(config: DictConfig, verb: str | None = None, folder: Path | None
     Args:
         folder: of the run that is continued, which keeps the weights that it started from.
     """
-    if config.model.get("checkpoint") != "newest":
+    if not asks_newest(config):
         return
-    before = read_yaml(folder / "config.yaml") if folder is not None and (folder / "config.yaml").is_file() else None
+    path = None if folder is None else folder / "config.yaml"
+    before = read_yaml(path) if path is not None and path.is_file() else None
     if isinstance(before, dict) and isinstance(before.get("model"), dict) and before["model"].get("checkpoint"):
+        refuse_targets(before["model"], str(path))
         config.model.checkpoint = str(before["model"]["checkpoint"])
-        print(f"model.checkpoint as in the run that is continued: {config.model.checkpoint}")
+        print(plain(f"model.checkpoint as in the run that is continued: {section(config.model, 'checkpoint', 'model')}"))
         return
     if verb == "finetune" and not runtime.finished_runs("pretrain"):
         config.model.checkpoint = str(_small_start(config))
         return
     config.model.checkpoint = str(runtime.newest_run("pretrain" if verb == "finetune" else "*"))
-    print(f"model.checkpoint=newest is {config.model.checkpoint}")
+    print(plain(f"model.checkpoint=newest is {config.model.checkpoint}"))
 
 
 def run_of(checkpoint: str) -> dict[str, Any]:
@@ -277,7 +279,7 @@ def _small_start(config: DictConfig) -> Path:
         )
     overrides = [*_small_overrides(config), "name=small_start", f"device={config.device}", f"threads={config.threads}"]
     print("there is no pretrained run below runs/ yet: a small model is pretrained first. It shows how things work; model.checkpoint=FOLDER takes a real one")
-    print(f"  llmtrain pretrain {' '.join(overrides)}")
+    print(plain(f"  llmtrain pretrain {' '.join(overrides)}"))
     start(compose("pretrain", overrides), overrides, "pretrain")
     return runtime.newest_run("pretrain")
 
@@ -451,9 +453,9 @@ def continued(settings: runtime.Settings) -> Path | None:
 def write_config(folder: Path, config: DictConfig, overrides: list[str]) -> None:
     """config.yaml as composed, once: a run that was refused before it began leaves nothing to keep. overrides.txt: one invocation a line."""
     if not (folder / "resolved.yaml").is_file() and not checkpoint.listed(folder):
-        files.replace(folder / "config.yaml", OmegaConf.to_yaml(config).encode())
+        files.replace(folder / "config.yaml", OmegaConf.to_yaml(without_secrets(config)).encode())
     with (folder / "overrides.txt").open("a", encoding="utf-8") as file:
-        file.write(" ".join(overrides) + "\n")
+        file.write(masked(" ".join(overrides)) + "\n")
 
 
 # --- its steps, in their order ------------------------------------------------------------------------------------
@@ -1240,7 +1242,7 @@ def _recorded(machine: Runtime, folder: Path, verb: str) -> Iterator[Record]:
         status = {"status": "stopped" if isinstance(error, Stopped) else "failed", "exit_code": error.exit_code, "error": error.screen()}
         raise
     except BaseException as error:
-        status = {"status": "failed", "exit_code": 1, "error": f"{type(error).__name__}: {error}"[:500]}
+        status = {"status": "failed", "exit_code": 1, "error": masked(f"{type(error).__name__}: {error}")[:500]}
         raise
     finally:
         if machine.main and not record.skip:
@@ -1261,7 +1263,7 @@ def _recorded(machine: Runtime, folder: Path, verb: str) -> Iterator[Record]:
                 "warnings": machine.warnings,
             }
             with contextlib.suppress(LLMTrainError):
-                files.write_json(folder / "run.json", {**about, **record.content})
+                files.write_json(folder / "run.json", masked({**about, **record.content}))
 
 
 def versions() -> dict[str, str]:

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from llmtrain import runtime
 from llmtrain.command import train
-from llmtrain.command.parts import advice, fits, parts, without_effect
-from llmtrain.config import Composed
-from llmtrain.errors import ConfigError, LLMTrainError
+from llmtrain.command.parts import advice, asks_newest, fits, parts, without_effect
+from llmtrain.config import Composed, build
+from llmtrain.errors import ConfigError, LLMTrainError, plain
+from llmtrain.model.base import Model
 
 TAKES_A_VERB = True  # cli.py asks: in `validate pretrain` the second word is no mistake
 T = TypeVar("T")
@@ -28,12 +29,13 @@ def command(composed: Composed, overrides: list[str]) -> int:
     verb = "pretrain" if "cache" not in composed.config else "finetune"
     if verb == "pretrain" or runtime.finished_runs("pretrain"):  # else finetuning would pretrain a small model first
         train.name_newest(composed.config, verb)
-    elif composed.config.model.get("checkpoint") == "newest":
+    elif asks_newest(composed.config):
+        build(composed.config.model, Model, "model")  # what is wrong with it would be replaced, too
         print("  note: there is no pretrained run yet: a small one would be made first")
         composed.config.model = train.small_model(composed.config)
     built = tick("settings: every key, type and range", lambda: parts(composed.config))
     for line in composed.notes + without_effect(built, composed.given) + advice(built):
-        print(f"  note: {line}")
+        print(f"  note: {plain(line)}")
     tick("folder: output_dir and resume", lambda: train.continued(built.runtime))
     tick("model and objective fit", lambda: fits(built))
     tick("device and precision on this machine", lambda: runtime.check(built.runtime))

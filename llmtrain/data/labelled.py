@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llmtrain.data import documents as docs, readers
 from llmtrain.data.base import SPLITS, Overlap, Target
 from llmtrain.data.columns import Columns
-from llmtrain.errors import DataError, shown
+from llmtrain.errors import DataError, printable, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -303,7 +303,7 @@ class Labelled:
         if self.target is Target.label:
             counts = sorted(zip(np.bincount(answers, minlength=len(self.classes)).tolist(), self.classes, strict=True), key=lambda pair: -pair[0])
             more = f" and {len(counts) - NAMES_SHOWN:,} more" if len(counts) > NAMES_SHOWN else ""
-            return f"{len(counts):,} classes in train: {', '.join(f'{name} {number:,}' for number, name in counts[:NAMES_SHOWN])}{more}"
+            return f"{len(counts):,} classes in train: {', '.join(f'{printable(name)} {number:,}' for number, name in counts[:NAMES_SHOWN])}{more}"
         if self.target is Target.score:
             return f"scores in train from {answers.min():g} to {answers.max():g}, mean {answers.mean():.3g}" if len(answers) else ""
         lengths = [length for name in self.sources for length in self._lengths(name).tolist()]

@@ -352,6 +352,15 @@ def test_status_says_how_far_each_member_is(run: Sweep, capsys: pytest.CaptureFi
     assert "1 finished, 1 failed" in capsys.readouterr().out
 
 
+def test_h10_a_secret_that_the_shell_put_in_is_in_no_file_of_a_sweep_which_goes_on(run: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
+    asked = ("finetune=features", "seed=0,1", "trainer.max_steps=1", "callback.tracker.project=a-very-secret-key")
+    assert run("mine", *asked) == run("mine", *asked) == 0
+    files = [path for path in Path("runs").rglob("*") if path.is_file()]
+    assert "${oc.env:WANDB_API_KEY}" in Path("runs/sweep/mine/sweep.json").read_text()
+    assert [path for path in files if b"a-very-secret-key" in path.read_bytes()] == []
+
+
 def test_a_sweep_of_no_such_name_is_named(run: Sweep) -> None:
     from llmtrain.command.sweep import command
     from llmtrain.config import compose

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,17 @@ def test_a_folder_that_cannot_be_loaded_is_named_with_what_is_wrong(
     assert len(said.err.splitlines()) <= 6
     assert said.out == ""
     assert not (final / "ran").exists()
+
+
+def test_h07_nothing_is_allocated_for_a_header_that_lies_about_its_length(final: Path, tokenizer: Any) -> None:
+    resource = pytest.importorskip("resource", reason="Windows does not tell what a process has used")
+    load(final, tokenizer)  # what is imported and made once is there now
+    write(WEIGHTS, (2**40).to_bytes(8, "little") + b"{}")(final)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load(final, tokenizer)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # in KiB; on macOS in bytes
+    assert grown < 50 * 2 ** (20 if sys.platform == "darwin" else 10)
 
 
 @pytest.mark.parametrize(
