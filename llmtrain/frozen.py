@@ -273,8 +273,8 @@ class Question:
 
 def _code(objective: type[Objective]) -> str:
     """A hash of the source that makes states: an edit of it must not bring back states of before."""
-    modules = [*(f"llmtrain.{name}" for name in SOURCES), objective.__module__]
-    paths = [Path(str(sys.modules[name].__file__)) for name in modules]
+    # By place: of these modules this process may have imported some only.
+    paths = [*(Path(__file__).parent.joinpath(*name.split(".")).with_suffix(".py") for name in SOURCES), Path(str(sys.modules[objective.__module__].__file__))]
     return hashlib.sha256("".join(files.sha256(path) for path in paths if path.is_file()).encode()).hexdigest()
 
 

@@ -371,7 +371,7 @@ class Trainer:
                     break
         finally:
             self._tell("on_end")
-        if self.state.stop == SIGNAL and self.state.step < self.total_steps:
+        if self.state.stop == SIGNAL and (self.state.step < self.total_steps or self._evaluation_due()):
             raise self._stopped()
         return self.state
 

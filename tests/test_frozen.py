@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from llmtrain.config import build, compose
 from llmtrain.data import loader
 from llmtrain.errors import ConfigError, LLMTrainError
 from llmtrain.model.head import pooled_head
+from llmtrain.objective.next_token import NextToken
 from llmtrain.runtime import has_bf16
 from llmtrain.trainer import Trainer, collate
 from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, tiny
@@ -376,11 +378,18 @@ def test_an_entry_is_not_shared_by_another_tokenizer(begin: Start, states: Path,
 def test_an_entry_is_not_shared_by_another_code(ask: Ask, states: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     before, real = ask(*LAST).boundaries()[0], files.sha256
     entry = cache._entry(before.identity)
-    source = Path(str(sys.modules[f"llmtrain.{name}"].__file__))
+    source = Path(str(importlib.import_module(f"llmtrain.{name}").__file__))
     monkeypatch.setattr(files, "sha256", lambda path: "edited" if path == source else real(path))
     after = ask(*LAST).boundaries()[0]
     assert cache._entry(after.identity) != entry
     assert not after.made_with(before)
+
+
+def test_the_code_of_an_entry_is_found_where_no_task_was_imported() -> None:
+    asked = "import sys; from llmtrain import frozen; from llmtrain.objective.next_token import NextToken; print(frozen._code(NextToken), *sys.modules)"
+    found, *imported = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split()
+    assert "llmtrain.objective.tasks" not in imported  # else this shows nothing
+    assert found == frozen._code(NextToken)
 
 
 def test_two_models_that_follow_each_other_are_told_apart(begin: Start, states: Path, pretrained: Pretrained, tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def test_the_ordinary_rows_have_every_value_and_those_on_two_processes_every_pai
 PORTIONS = ("trainer.batch_size=16", "trainer.micro_batch_size=4", f"trainer.max_steps={STEPS}", "checkpoint.keep_last=9", "distributed.timeout_s=120")
 TEXTS = ("data.documents=24", "data.words=100", "data.max_length=24")
 PAIRS = ("data.documents=30", "data.words=200", "data.max_length=48")
-DATA = {"next_token": (*TEXTS, "data.words=50"), "masked_lm": TEXTS, "sentence_order": PAIRS, "bert": PAIRS}
+DATA = {"next_token": (*TEXTS, "data.words=30"), "masked_lm": TEXTS, "sentence_order": PAIRS, "bert": PAIRS}
 MODES = {"last_layers": ("finetune.blocks=1",), "layers": ("finetune.address=first:1",), "lora": ("finetune.rank=2",)}
 UNTIED = ("features", "lp_ft")  # of a GPT's output matrix, which is tied to the frozen embeddings, nothing else is left to train
 
@@ -666,6 +666,7 @@ KNOWN: list[list[Action]] = [
     [("set", "trainer.log_every_steps", 1), ("set", "checkpoint.every_steps", 3), ("kill", "a record", 3), ("stop", 2, "amid"), ("evaluate",)],
     [("kill", "a forward pass", 1), ("set", "evaluation.every_steps", 1), ("kill", "the removal of old checkpoints", 3), ("stop", 1, "amid")],
     [("stop", 1, "after"), ("set", "data.num_workers", 2), ("set", "trainer.log_every_steps", 3), ("kill", "the last word", 1), ("stop", 1, "after")],
+    [("stop", 3, "after"), ("stop", 3, "after")],
 ]
 
 
@@ -685,6 +686,12 @@ def test_r17_whatever_happens_to_a_run_in_whatever_order_it_has_the_bits_of_the_
             the_same_life(live(Path(folder), verb, typed, actions), straight)
 
     fuzz(check, times, st.lists(ACTIONS, min_size=2, max_size=6), found=KNOWN if times > 1 else KNOWN[:1])
+
+
+@pytest.mark.parametrize("moment", FACTORS["moment"])
+def test_a_signal_around_the_last_update_leaves_its_evaluation_to_the_resume(unbroken: Unbroken, tmp_path: Path, moment: str) -> None:
+    stop(tmp_path / "run", "pretrain", GPT, STEPS, moment)
+    assert everything(go(tmp_path / "run", "pretrain", GPT)) == unbroken("gpt", lambda folder: go(folder, "pretrain", GPT))
 
 
 # --- the best, and stopping early -----------------------------------------------------------------------------------
