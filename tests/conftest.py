@@ -211,6 +211,8 @@ def realdata(*names: str) -> Path:
     return Path(root, *names)
 
 
+# Few tests, each of them slow. Begun last, one worker would be busy with them for minutes beside another that has nothing left.
+FIRST = {"test_violence.py", "test_sweep.py", "test_readme.py", "test_pairs.py"}
 # Fixtures under which a test trains.
 TRAINING = {"train", "finetune", "pretrained", "evaluate"}
 
@@ -227,3 +229,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         for item in several[1:-1]:
             item.add_marker(pytest.mark.long)
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let workers take files in the order of `items`; by the number of their tests those in FIRST would come last."""
+    if hasattr(config.option, "loadscopereorder"):  # without xdist there is none
+        config.option.loadscopereorder = False

@@ -168,6 +168,7 @@ def written(found: Book, name: str) -> int:
     return (found.folder / "members" / name / "run.json").stat().st_mtime_ns
 
 
+@pytest.mark.long
 def test_neither_the_order_of_members_nor_how_many_run_at_a_time_changes_a_number(whole: Path, run: Sweep) -> None:
     assert run("mine", "seed=2,1,0", "finetune=full,last_layers,features", *SLOW, "launcher.jobs=2") == 0
     assert list(outcomes("mine")) != list(outcomes(whole))
