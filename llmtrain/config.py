@@ -552,19 +552,24 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: {error.strerror}") from error
     if len(text) > 1_000_000:
         raise ConfigError(f"{path}: larger than 1 MB", fix="a config is a page, not a data set")
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, where: object) -> Any:
+    """What a text says in YAML, for which `where` stands in a message."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and _expanded(root, {}) > NODES:
-            raise ConfigError(f"{path}: its YAML aliases stand for more than {NODES:,} values", allowed="a config is a page, not a data set")
+            raise ConfigError(f"{where}: its YAML aliases stand for more than {NODES:,} values", allowed="a config is a page, not a data set")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not YAML: {' '.join(str(getattr(error, 'problem', error)).split())}") from error
+        raise ConfigError(f"{where}{line}: not YAML: {' '.join(str(getattr(error, 'problem', error)).split())}") from error
     except (ValueError, LookupError, AttributeError, TypeError) as error:  # 2026-02-30, `!!bool maybe`, a number of 5,000 digits
-        raise ConfigError(f"{path}: a value is not what its form or its tag says: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"{where}: a value is not what its form or its tag says: {' '.join(str(error).split())[:200]}") from error
     except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply, or an alias to itself") from error
+        raise ConfigError(f"{where}: nested too deeply, or an alias to itself") from error
 
 
 def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:

@@ -464,6 +464,7 @@ def test_a_file_of_any_content_gives_rows_or_a_screen(tmp_path: Path, monkeypatc
         path.unlink()
 
     found = [((".jsonl", b"[" * DEEP), "utf-8", "file", target) for target in (None, Target.label)]
+    found += [((".csv", b"text,label\none,a\nt\xd1o,b\n"), "idna", "line", Target.label), ((".json", b"\x03\xa1\x1b"), "idna", "blank_line", Target.label)]
     fuzz(check, 10 * times, tables(), ENCODINGS, st.sampled_from(["file", "line", "blank_line", "chapter"]), st.sampled_from([None, *Target]), found=found)
 
 
@@ -645,7 +646,9 @@ def test_a_folder_of_weights_of_any_content_is_used_or_refused(tmp_path: Path, m
         damaged(folder / name, how, what)
         answer(folder, "generate", "prompt=One", "max_new_tokens=2", "device=cpu", "threads=1", f"model.checkpoint={folder}")
 
-    fuzz(check, 3 * times, damage(there))
+    kept = json.loads((trained / "final" / "tokenizer_config.json").read_text())
+    place = [key for _, key in _spots(kept)].index("model_max_length")
+    fuzz(check, 3 * times, damage(there), found=[(("tokenizer_config.json", "confused", [(place, value)]),) for value in ("", [[]])])
 
 
 @each
@@ -813,6 +816,21 @@ def test_a_file_that_other_readers_stumble_over_is_one_screen(tmp_path: Path, co
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
     code, _, said = answer(tmp_path, "validate", "--config-dir", str(tmp_path), "experiment=mine")
     assert code == 2, said
+
+
+@pytest.mark.parametrize(
+    "value", ["2026-02-30", "0x_", "9" * 5000, "!!bool maybe", "2026-02-20", "[2026-02-20]", "{a: 1, 2: b}", "[{a: 1, 2026-02-20: !!set {b}}]"]
+)
+def test_a_report_on_values_that_json_does_not_have_is_written(tmp_path: Path, swept: Path, value: str) -> None:
+    member = "members/lr=0.001-0000aaaa"
+    for name, before in (("sweep.json", "optimizer.lr=0.001"), (f"{member}/config.yaml", "  lr: 0.002")):
+        folder = tmp_path / before.strip()[:2]
+        shutil.copytree(swept, folder)
+        assert before in (folder / name).read_text()
+        (folder / name).write_text((folder / name).read_text().replace(before, before[: before.index("0")] + value))
+        if name == "sweep.json":
+            shutil.rmtree(folder / member)  # it did not start: its settings are what was typed
+        assert answer(folder, "report", str(folder), f"output={tmp_path / 'out'}")[0] == 0
 
 
 FILES = {"a.txt": {"bytes": 1, "sha256": hashlib.sha256(b"a").hexdigest()}}
