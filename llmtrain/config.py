@@ -21,6 +21,7 @@ import os
 import re
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -406,7 +407,8 @@ def _hydra(verb: str, chosen: dict[str, str], user_dir: Path | None) -> tuple[Di
         Plugins.instance().register(_UserFolder)
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(shipped_dir()), version_base="1.3"):
+        with initialize_config_dir(str(shipped_dir()), version_base="1.3"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*Defaults list is missing `_self_`", UserWarning)  # a note says so: `_check_user_dir`
             config = hydra_compose(verb, [f"{group}={option}" for group, option in chosen.items()], return_hydra_config=True)
     except MissingConfigException as error:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
@@ -531,7 +533,9 @@ def _check_user_dir(user_dir: Path | None) -> list[str]:
         if _names_hydra(content or {}) or re.search(r"^#\s*@package\s+hydra", path.read_text(encoding="utf-8"), re.MULTILINE):
             raise ConfigError(f"{path}: Hydra's own settings are not taken", fix="take out what stands below `hydra`")
         if (shipped_dir() / path.relative_to(user_dir)).is_file():
-            notes.append(printable(f"{path} replaces the shipped file of that name"))
+            defaults = content.get("defaults") if content and path.parent == user_dir else None
+            last = ": without `_self_` in its defaults, its values win over an experiment" if isinstance(defaults, list) and "_self_" not in defaults else ""
+            notes.append(printable(f"{path} replaces the shipped file of that name{last}"))
     return notes
 
 

@@ -320,7 +320,9 @@ def test_a_config_folder_of_any_content_is_composed_or_refused(tmp_path: Path, m
         verb = ["validate"] if ask == "validate" else [ask, "--cfg", "job"]
         answer(folder, *verb, "--config-dir", str(folder), *chosen, *(LIGHT if ask == "validate" and not chosen else ()))
 
-    fuzz(check, 5 * times, yaml_files(), st.sampled_from(["validate", "pretrain", "finetune"]))
+    shipped = (shipped_dir() / "pretrain.yaml").read_bytes()
+    found = [(("pretrain.yaml", shipped.replace(b"- _self_", piece)), "pretrain") for piece in (b"- Q", b"")]
+    fuzz(check, 5 * times, yaml_files(), st.sampled_from(["validate", "pretrain", "finetune"]), found=found)
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
@@ -773,6 +775,12 @@ def test_a_section_that_refers_to_nothing_is_one_screen(tmp_path: Path, content:
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
     for verb in ("pretrain", "finetune"):
         assert answer(tmp_path, "validate", verb, "--config-dir", str(tmp_path), "experiment=mine")[0] == 2
+
+
+def test_a_verbs_own_file_whose_defaults_do_not_name_itself_is_taken_with_a_note(tmp_path: Path) -> None:
+    (tmp_path / "pretrain.yaml").write_text((shipped_dir() / "pretrain.yaml").read_text().replace("  - _self_\n", ""))
+    code, _, said = answer(tmp_path, "pretrain", "--cfg", "job", "--config-dir", str(tmp_path))
+    assert (code, "its values win over an experiment" in said) == (0, True)
 
 
 def test_references_that_stay_small_are_taken(tmp_path: Path) -> None:
