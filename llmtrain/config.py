@@ -21,6 +21,7 @@ import os
 import re
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -406,7 +407,8 @@ def _hydra(verb: str, chosen: dict[str, str], user_dir: Path | None) -> tuple[Di
         Plugins.instance().register(_UserFolder)
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(shipped_dir()), version_base="1.3"):
+        with initialize_config_dir(str(shipped_dir()), version_base="1.3"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*Defaults list is missing `_self_`", UserWarning)  # a note says so: `_check_user_dir`
             config = hydra_compose(verb, [f"{group}={option}" for group, option in chosen.items()], return_hydra_config=True)
     except MissingConfigException as error:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
@@ -531,7 +533,9 @@ def _check_user_dir(user_dir: Path | None) -> list[str]:
         if _names_hydra(content or {}) or re.search(r"^#\s*@package\s+hydra", path.read_text(encoding="utf-8"), re.MULTILINE):
             raise ConfigError(f"{path}: Hydra's own settings are not taken", fix="take out what stands below `hydra`")
         if (shipped_dir() / path.relative_to(user_dir)).is_file():
-            notes.append(printable(f"{path} replaces the shipped file of that name"))
+            defaults = content.get("defaults") if content and path.parent == user_dir else None
+            last = ": without `_self_` in its defaults, its values win over an experiment" if isinstance(defaults, list) and "_self_" not in defaults else ""
+            notes.append(printable(f"{path} replaces the shipped file of that name{last}"))
     return notes
 
 
@@ -552,19 +556,24 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: {error.strerror}") from error
     if len(text) > 1_000_000:
         raise ConfigError(f"{path}: larger than 1 MB", fix="a config is a page, not a data set")
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, where: object) -> Any:
+    """What a text says in YAML, for which `where` stands in a message."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and _expanded(root, {}) > NODES:
-            raise ConfigError(f"{path}: its YAML aliases stand for more than {NODES:,} values", allowed="a config is a page, not a data set")
+            raise ConfigError(f"{where}: its YAML aliases stand for more than {NODES:,} values", allowed="a config is a page, not a data set")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not YAML: {' '.join(str(getattr(error, 'problem', error)).split())}") from error
+        raise ConfigError(f"{where}{line}: not YAML: {' '.join(str(getattr(error, 'problem', error)).split())}") from error
     except (ValueError, LookupError, AttributeError, TypeError) as error:  # 2026-02-30, `!!bool maybe`, a number of 5,000 digits
-        raise ConfigError(f"{path}: a value is not what its form or its tag says: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"{where}: a value is not what its form or its tag says: {' '.join(str(error).split())[:200]}") from error
     except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply, or an alias to itself") from error
+        raise ConfigError(f"{where}: nested too deeply, or an alias to itself") from error
 
 
 def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:

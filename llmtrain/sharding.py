@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtrain import files
-from llmtrain.errors import CheckpointError, LLMTrainError
+from llmtrain.errors import CheckpointError, LLMTrainError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -278,7 +278,7 @@ class Stored:
     def _read_index(self, section: str) -> None:
         index = json.loads((self._folder / INDEX).read_text(encoding="utf-8"))
         if index["version"] != 1:
-            raise ValueError(f"{INDEX} has version {index['version']!r}, this llmtrain reads 1: written by another version")
+            raise ValueError(f"{INDEX} has version {shown(index['version'])}, this llmtrain reads 1: written by another version")
         for name, entry in index[section].items():
             self.shapes[name], self._dtypes[name] = tuple(map(int, entry["shape"])), str(entry["dtype"])
             self._pieces[name] = [Piece(str(p["file"]), tuple(map(int, p["offset"])), tuple(map(int, p["shape"]))) for p in entry["pieces"]]

@@ -163,11 +163,12 @@ def test_a34_settings_that_leave_nothing_to_evaluate_on_are_a_config_error(capsy
     assert "data.validation_fraction=0" in capsys.readouterr().err
 
 
-def test_a34_a_run_without_anything_to_evaluate_on_is_a_data_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_b19_a_share_that_the_data_leaves_empty_ends_a_run_before_training_with_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "one.txt").write_text("one document only")
     base = [o for o in TINY if not o.startswith("data=")]
     assert main(["pretrain", *base, "data=text", f"data.train={tmp_path / 'one.txt'}", f"output_dir={tmp_path / 'run'}"]) == 3
-    assert "split is empty" in capsys.readouterr().err
+    assert "became train 1, validation 0, test 0" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_run_starts_with_its_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

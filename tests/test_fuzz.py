@@ -266,12 +266,12 @@ def confused(tree: Any, changes: Sequence[tuple[int, Any]]) -> Any:
     for number, value in changes:
         spots = list(_spots(tree))
         if not spots:
-            return value
+            return copy.deepcopy(value)
         parent, key = spots[number % len(spots)]
         if value == GONE:
             del parent[key]
         else:
-            parent[key] = value
+            parent[key] = copy.deepcopy(value)  # the next change may be inside of it, and the same value be drawn again: in itself it would never end
     return tree
 
 
@@ -320,7 +320,9 @@ def test_a_config_folder_of_any_content_is_composed_or_refused(tmp_path: Path, m
         verb = ["validate"] if ask == "validate" else [ask, "--cfg", "job"]
         answer(folder, *verb, "--config-dir", str(folder), *chosen, *(LIGHT if ask == "validate" and not chosen else ()))
 
-    fuzz(check, 5 * times, yaml_files(), st.sampled_from(["validate", "pretrain", "finetune"]))
+    shipped = (shipped_dir() / "pretrain.yaml").read_bytes()
+    found = [(("pretrain.yaml", shipped.replace(b"- _self_", piece)), "pretrain") for piece in (b"- Q", b"")]
+    fuzz(check, 5 * times, yaml_files(), st.sampled_from(["validate", "pretrain", "finetune"]), found=found)
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
@@ -464,6 +466,7 @@ def test_a_file_of_any_content_gives_rows_or_a_screen(tmp_path: Path, monkeypatc
         path.unlink()
 
     found = [((".jsonl", b"[" * DEEP), "utf-8", "file", target) for target in (None, Target.label)]
+    found += [((".csv", b"text,label\none,a\nt\xd1o,b\n"), "idna", "line", Target.label), ((".json", b"\x03\xa1\x1b"), "idna", "blank_line", Target.label)]
     fuzz(check, 10 * times, tables(), ENCODINGS, st.sampled_from(["file", "line", "blank_line", "chapter"]), st.sampled_from([None, *Target]), found=found)
 
 
@@ -645,7 +648,9 @@ def test_a_folder_of_weights_of_any_content_is_used_or_refused(tmp_path: Path, m
         damaged(folder / name, how, what)
         answer(folder, "generate", "prompt=One", "max_new_tokens=2", "device=cpu", "threads=1", f"model.checkpoint={folder}")
 
-    fuzz(check, 3 * times, damage(there))
+    kept = json.loads((trained / "final" / "tokenizer_config.json").read_text())
+    place = [key for _, key in _spots(kept)].index("model_max_length")
+    fuzz(check, 3 * times, damage(there), found=[(("tokenizer_config.json", "confused", [(place, value)]),) for value in ("", [[]])])
 
 
 @each
@@ -657,7 +662,7 @@ def test_a_cache_of_any_content_is_made_again(tmp_path: Path, monkeypatch: pytes
     def stored(say: Callable[[str], None]) -> list[int]:
         return list(store.stored("numbers", {"n": 3}, lambda: ({"n": i} for i in range(3)), Features({"n": Value("int64")}), say)["n"])
 
-    def check(file: tuple[str, str, Any], believed: bool) -> None:
+    def check(file: tuple[str, str, Any]) -> None:
         monkeypatch.setenv("LLMTRAIN_CACHE", str(tmp_path / "cache"))
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         stored(print)
@@ -668,11 +673,12 @@ def test_a_cache_of_any_content_is_made_again(tmp_path: Path, monkeypatch: pytes
         said: list[str] = []
         with watched(tmp_path / "elsewhere"):
             assert stored(said.append) == [0, 1, 2]
-        assert all(line.startswith("cache: numbers is made again: ") and clean(line) and "\n" not in line for line in said)
+        assert all(line.startswith("cache: numbers is made again: ") and clean(line) and "\n" not in line and len(line) < 1000 for line in said)
         if name == store.ROWS and before != (entry / name).read_bytes():
             assert said
 
-    fuzz(check, 6 * times, damage([files.MANIFEST, store.ROWS]), st.booleans())
+    found = [((files.MANIFEST, "confused", [(1, value)]),) for value in ("\x1b[2J", "a" * 5000)]  # its format
+    fuzz(check, 6 * times, damage([files.MANIFEST, store.ROWS]), found=found)
 
 
 # --- reports --------------------------------------------------------------------------------------------------------
@@ -771,6 +777,12 @@ def test_a_section_that_refers_to_nothing_is_one_screen(tmp_path: Path, content:
         assert answer(tmp_path, "validate", verb, "--config-dir", str(tmp_path), "experiment=mine")[0] == 2
 
 
+def test_a_verbs_own_file_whose_defaults_do_not_name_itself_is_taken_with_a_note(tmp_path: Path) -> None:
+    (tmp_path / "pretrain.yaml").write_text((shipped_dir() / "pretrain.yaml").read_text().replace("  - _self_\n", ""))
+    code, _, said = answer(tmp_path, "pretrain", "--cfg", "job", "--config-dir", str(tmp_path))
+    assert (code, "its values win over an experiment" in said) == (0, True)
+
+
 def test_references_that_stay_small_are_taken(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntrainer: {batch_size: '${..data.max_length}', max_steps: '${seed}'}\nseed: 3\n")
@@ -812,6 +824,21 @@ def test_a_file_that_other_readers_stumble_over_is_one_screen(tmp_path: Path, co
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
     code, _, said = answer(tmp_path, "validate", "--config-dir", str(tmp_path), "experiment=mine")
     assert code == 2, said
+
+
+@pytest.mark.parametrize(
+    "value", ["2026-02-30", "0x_", "9" * 5000, "!!bool maybe", "2026-02-20", "[2026-02-20]", "{a: 1, 2: b}", "[{a: 1, 2026-02-20: !!set {b}}]"]
+)
+def test_a_report_on_values_that_json_does_not_have_is_written(tmp_path: Path, swept: Path, value: str) -> None:
+    member = "members/lr=0.001-0000aaaa"
+    for name, before in (("sweep.json", "optimizer.lr=0.001"), (f"{member}/config.yaml", "  lr: 0.002")):
+        folder = tmp_path / before.strip()[:2]
+        shutil.copytree(swept, folder)
+        assert before in (folder / name).read_text()
+        (folder / name).write_text((folder / name).read_text().replace(before, before[: before.index("0")] + value))
+        if name == "sweep.json":
+            shutil.rmtree(folder / member)  # it did not start: its settings are what was typed
+        assert answer(folder, "report", str(folder), f"output={tmp_path / 'out'}")[0] == 0
 
 
 FILES = {"a.txt": {"bytes": 1, "sha256": hashlib.sha256(b"a").hexdigest()}}

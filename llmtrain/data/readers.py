@@ -218,7 +218,7 @@ def _undecodable(path: Path, encoding: str) -> DataError:
                     )
             except UnicodeDecodeError as error:
                 start = done + len(chunk) - len(error.object) + error.start
-                line += error.object[: error.start].decode(encoding, "ignore").count("\n")
+                line += _line_ends(error.object[: error.start], encoding)
                 what = f"{path}:{line}: byte {start} is 0x{error.object[error.start]:02x}: not {encoding}"
                 return DataError(what, fix=f"data.encoding={'utf-16' if marked else 'latin-1'}, if that is what the file is")
             except UnicodeError as error:
@@ -226,6 +226,13 @@ def _undecodable(path: Path, encoding: str) -> DataError:
             done += len(chunk)
             line += text.count("\n")
     return DataError(f"{path}: not {encoding} text", fix="start again when nothing writes to it")
+
+
+def _line_ends(data: bytes, encoding: str) -> int:
+    try:
+        return data.decode(encoding, "ignore").count("\n")
+    except UnicodeError:  # idna leaves nothing out; its lines end as those of ASCII do
+        return data.count(b"\n")
 
 
 def _txt(path: Path, file: TextIO, column: str, documents: Unit) -> Iterator[Found]:

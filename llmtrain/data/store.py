@@ -31,7 +31,7 @@ from datasets import Dataset, DatasetInfo, Features
 from filelock import FileLock, Timeout
 
 from llmtrain import files
-from llmtrain.errors import DataError, DeviceError
+from llmtrain.errors import DataError, DeviceError, printable, shown
 
 log = logging.getLogger("llmtrain")
 
@@ -138,12 +138,12 @@ def _open(entry: Path) -> tuple[Dataset | None, str]:
             return None, problem
         manifest = json.loads((entry / files.MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            return None, f"it has format {manifest['format']}, this llmtrain writes {FORMAT}"
+            return None, f"it has format {shown(manifest['format'])}, this llmtrain writes {FORMAT}"
         dataset = Dataset.from_file(str(entry / ROWS))
         info = DatasetInfo(features=dataset.features, description=json.dumps(manifest["facts"]))
         return Dataset(dataset.data, info=info, fingerprint=manifest["fingerprint"]), ""
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
-        return None, f"it cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return None, f"it cannot be read: {type(error).__name__}: {printable(' '.join(str(error).split()))[:200]}"
 
 
 # --- building -----------------------------------------------------------------------------------------------------

@@ -93,6 +93,8 @@ def load(path: str) -> PreTrainedTokenizerFast:
         raise ConfigError(f"tokenizer {shown(path)}: no such folder, and no name of the hub", allowed="a folder with tokenizer.json, or NAME, or OWNER/NAME")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else path, trust_remote_code=False)
+        if isinstance(tokenizer, PreTrainedTokenizerFast):
+            tokenizer.decode(tokenizer("a", verbose=False)["input_ids"])  # a setting of another type is taken as it is, and stumbled over at the first text
     except BaseException as error:  # what the files hold decides the kind, down to the Rust library's bare Exception and its panics
         if not (isinstance(error, Exception) or is_panic(error)):
             raise

@@ -17,10 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llmtrain import files
-from llmtrain.config import read_yaml
+from llmtrain.config import parse_yaml, read_yaml
 from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError, shown
 from llmtrain.report.study import Run
 
@@ -198,10 +196,19 @@ def _key(override: str) -> str:
 def _value(override: str) -> Any:
     text = override.partition("=")[2]
     try:
-        found = yaml.safe_load(text)
-        return float(found) if isinstance(found, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", found) else found
-    except (yaml.YAMLError, RecursionError):
+        found = _as_json(parse_yaml(text, override))
+    except ConfigError:
         return text
+    return float(found) if isinstance(found, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", found) else found
+
+
+def _as_json(tree: Any) -> Any:
+    """What YAML says, as JSON can: a date and other things that no setting is become text, and so does what is no text as a key."""
+    if isinstance(tree, dict):
+        return {str(key): _as_json(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_as_json(value) for value in tree]
+    return tree if isinstance(tree, str | int | float | None) else str(tree)
 
 
 def _common(content: Mapping[str, Any], own: Sequence[str]) -> list[str]:
@@ -303,7 +310,7 @@ def _opened(home: Path) -> _Folder:
     if (home / CONFIG).is_file():
         try:
             content = read_yaml(home / CONFIG)
-            found.config = content if isinstance(content, dict) else {}
+            found.config = _as_json(content) if isinstance(content, dict) else {}
             found.faults += [] if found.config else [f"{CONFIG} holds no settings"]
         except LLMTrainError as error:
             found.faults.append(f"{CONFIG} cannot be read: {error.what.removeprefix(f'{home / CONFIG}: ')}")
