@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -665,9 +665,11 @@ FAIL = ("HARD_FAIL", "SILENT_DIVERGENCE", "LOST_WORK", "CONTROL_FAIL")
 STEP = r"(?:resumed from step|starting from step|already complete:) (\d+)"
 
 
-def chaos(work: Path, *overrides: str, modes: tuple[str, ...] = MODES, points: int, ranks: int = 1, crash_rank: int = 0) -> list[dict[str, Any]]:
-    """Let ckpt-chaos kill the real command, and return what it wrote of each crash point."""
-    typed = [*tiny(*CHAOS, *overrides), "output_dir={out}"]
+def chaos(
+    work: Path, *overrides: str, modes: tuple[str, ...] = MODES, points: int, ranks: int = 1, crash_rank: int = 0, command: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Let ckpt-chaos kill the real command, or another, and return what it wrote of each crash point."""
+    command = command or [sys.executable, "-m", "llmtrain", "pretrain", *tiny(*CHAOS, *overrides), "output_dir={out}"]
     asked = {
         "--modes": ",".join(modes),
         "--max-points": points,
@@ -682,9 +684,10 @@ def chaos(work: Path, *overrides: str, modes: tuple[str, ...] = MODES, points: i
         "--work": work / "work",
     }
     options = [str(part) for pair in asked.items() for part in pair]
-    # Told how to allocate, the command does not start itself anew, by which it would lose what ckpt-chaos put into it.
-    armed = {**environment(), "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
-    words = [sys.executable, "-m", "ckpt_chaos", "run", *options, "--", sys.executable, "-m", "llmtrain", "pretrain", *typed]
+    # Told how to allocate, the command does not start itself anew, by which it would lose what ckpt-chaos put into it. And what it put in
+    # asks a variable which rank is to die, 0 without it, which `ckpt-chaos run --crash-rank` does not set (0.1.8): no other rank ever crashed.
+    armed = {**environment(), "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "CKPT_CHAOS_CRASH_RANK": str(crash_rank)}
+    words = [sys.executable, "-m", "ckpt_chaos", "run", *options, "--", *command]
     done = subprocess.run(words, capture_output=True, text=True, cwd=work, env=armed, check=False)
     rows = [json.loads(path.read_text()) for path in sorted((work / "work").glob("pt_*/result.json"))]
     assert rows, f"ckpt-chaos could not run: {done.stdout[-2000:]} {done.stderr[-2000:]}"
@@ -725,6 +728,39 @@ def test_r5_ckpt_chaos_finds_nothing_in_two_processes_that_share_a_model_and_eac
     tmp_path: Path, record_property: Callable[[str, Any], None], crash_rank: int
 ) -> None:
     judged(chaos(tmp_path, "distributed.strategy=fsdp", points=POINTS, ranks=2, crash_rank=crash_rank), record_property, POINTS)
+
+
+# Two processes that each save a part and wait for the other's: what is asked of ckpt-chaos, in a tenth of a second.
+EACH_A_PART = """
+import os, sys, time
+from pathlib import Path
+out, rank = Path(sys.argv[1]), os.environ["RANK"]
+folder = out / "checkpoints" / "step-1"
+whole = all((folder / part).is_file() for part in "01")
+print("starting from step", int(whole))
+for path in (out, folder.parent, folder):
+    path.mkdir(exist_ok=True)  # an event in each process, whichever comes first
+(folder / rank).write_text("a part")
+end = time.monotonic() + 60
+while not all((folder / part).is_file() for part in "01"):
+    if time.monotonic() > end:
+        sys.exit(1)
+    time.sleep(0.01)
+(out / "final").mkdir(exist_ok=True)
+(out / "final" / "model.safetensors").write_text("learned")
+"""
+
+
+@pytest.mark.parametrize("crash_rank", some([0, 1], 1))
+def test_r5_ckpt_chaos_strikes_the_one_of_two_processes_that_it_is_asked_to(tmp_path: Path, crash_rank: int) -> None:
+    """What the long tests rely on; a real run of two processes is too slow to be struck here."""
+    (tmp_path / "saves.py").write_text(EACH_A_PART)
+    rows = chaos(tmp_path, modes=("before",), points=2, ranks=2, crash_rank=crash_rank, command=[sys.executable, str(tmp_path / "saves.py"), "{out}"])
+    assert [(row["crashed"], wrong(row)) for row in rows if "point" in row] == [(True, ""), (True, "")]
+    for row in rows:
+        if "point" in row:
+            done = (tmp_path / "work" / f"pt_{row['order']:03d}" / f"events.log.rank{crash_rank}").read_text().splitlines()
+            assert len(done) == row["point"][0]  # the one that was to die, and at that place
 
 
 @pytest.fixture
