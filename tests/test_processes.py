@@ -330,7 +330,6 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def half_a_minute(tmp_path: Path, after_s: float = 0.0) -> None:
     """What is promised: from what happened to one of `two` to the end of the command. What came before it, such as imports, may take any time."""
     took = time.time() - (tmp_path / "faulty.py").stat().st_mtime
-    assert after_s <= took + 0.5  # the file's clock is coarse
     assert took < after_s + 30.0
 
 
