@@ -1,4 +1,7 @@
-"""Several processes: whatever happens to one of them, the run ends in half a minute with one message that names it."""
+"""Several processes: whatever happens to one of them, the run ends in half a minute with one message that names it.
+
+Where one hangs, that half a minute begins when the others have waited distributed.timeout_s for it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,13 @@ import psutil
 import pytest
 import yaml
 
-from llmtrain import processes
+from llmtrain import processes, trainer
 from llmtrain.cli import main
 from llmtrain.command import train as command
 from llmtrain.config import compose
 from llmtrain.errors import ConfigError, DataError, DistributedError, Interrupted, LLMTrainError, NonFiniteError, Stopped
 from llmtrain.processes import Lost
+from tests import judging
 from tests.conftest import Train, outcome, tiny
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +130,9 @@ def test_f03_a_rank_that_hangs_is_named_and_ended_with_all_that_it_started(folde
         "at('update 2'); time.sleep(60)"
     )
     waits = f"at('update 3')\nwhile not Path({str(child)!r}).exists(): time.sleep(0.05)\nleave(DistributedError('in vain'), Lost.late)"
+    began = time.monotonic()
     found = failing(folder, waits, hangs, timeout_s=5.0)
+    assert time.monotonic() - began < 30  # the others give up at once here, by themselves
     assert found.what == "rank 1 kept the others waiting at update 3 for distributed.timeout_s=5 seconds; rank 1 was last at update 2"
     assert found.exit_code == 7
     assert gone([int(pid) for pid in child.read_text().split()])
@@ -293,6 +299,7 @@ real = trainer.Trainer._update
 
 def update(self, batches):
     if self.state.step == 2 and self.runtime.rank == {rank}:
+        os.utime(sys.argv[0])  # when it happened: `half_a_minute`
         {fault}
     return real(self, batches)
 
@@ -320,6 +327,12 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+def half_a_minute(tmp_path: Path, after_s: float = 0.0) -> None:
+    """What is promised: from what happened to one of `two` to the end of the command. What came before it, such as imports, may take any time."""
+    took = time.time() - (tmp_path / "faulty.py").stat().st_mtime
+    assert took < after_s + 30.0
+
+
 def record(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return found
@@ -327,11 +340,10 @@ def record(folder: Path) -> dict[str, Any]:
 
 def test_f02_a_run_whose_rank_1_is_killed_ends_with_its_name_and_keeps_its_checkpoint(two: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    began = time.monotonic()
     error = two("os.kill(os.getpid(), signal.SIGKILL)")
+    half_a_minute(tmp_path)
     assert error is not None
     assert (error.exit_code, error.what) == (7, "rank 1 died (signal 9) at update 3")
-    assert time.monotonic() - began < 300  # 30 s on a machine that is not busy
     assert [p.name for p in (run / "checkpoints").glob("step-*")] == ["step-00000002"]
     found = record(run)
     assert (found["status"], found["exit_code"], found["error"]) == ("failed", 7, error.screen())
@@ -393,18 +405,20 @@ def test_a_wrong_key_is_said_by_the_first_process_of_a_node(
 
 @pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
-def test_f01_a_row_that_one_rank_cannot_read_ends_both_with_its_message_and_code(two: Any, rank: int, capfd: pytest.CaptureFixture[str]) -> None:
-    began = time.monotonic()
+def test_f01_a_row_that_one_rank_cannot_read_ends_both_with_its_message_and_code(
+    two: Any, tmp_path: Path, rank: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     error = two("raise DataError('row 7 of train.csv is damaged', fix='mend it')", rank=rank)
+    half_a_minute(tmp_path)
     assert error is not None
     assert (error.exit_code, error.screen()) == (3, "error: row 7 of train.csv is damaged\nfix: mend it")
-    assert time.monotonic() - began < 120
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.long
 def test_f01_a_fault_of_the_program_on_one_rank_is_told_once_with_the_rank_and_logged_whole(two: Any, tmp_path: Path) -> None:
     error = two("{}['missing']")
+    half_a_minute(tmp_path)
     assert error is not None
     assert (error.exit_code, error.what) == (1, "KeyError on rank 1: 'missing'")
     log = (tmp_path / "run" / processes.LOG).read_text()
@@ -415,11 +429,10 @@ def test_f01_a_fault_of_the_program_on_one_rank_is_told_once_with_the_rank_and_l
 @pytest.mark.long
 @pytest.mark.parametrize("fault", ["time.sleep(1000)", "os.kill(os.getpid(), signal.SIGSTOP)", "time.sleep(15)"], ids=["hangs", "stopped", "slow"])
 def test_f03_a_rank_that_hangs_ends_the_run_after_the_timeout_with_its_name_and_the_step(two: Any, fault: str, tmp_path: Path) -> None:
-    began = time.monotonic()
     error = two(fault, "distributed.timeout_s=8")
+    half_a_minute(tmp_path, after_s=8.0)
     assert error is not None
     assert (error.exit_code, error.what) == (7, "rank 1 kept the others waiting at update 3 for distributed.timeout_s=8 seconds")
-    assert time.monotonic() - began < 120
     if "1000" in fault:
         assert "in update\n" in (tmp_path / "run" / processes.LOG).read_text()  # where it stood
 
@@ -449,6 +462,17 @@ def test_a_signal_to_the_command_saves_and_stops_all_with_75(two: Any, number: s
 
 
 @pytest.mark.long
+def test_a_second_ctrl_c_to_the_command_ends_all_at_once_with_130(two: Any, tmp_path: Path) -> None:
+    ctrl_c, heard = "os.kill(os.getppid(), signal.SIGINT)", "while not self.runtime.signalled.is_set(): time.sleep(0.01)"
+    error = two(f"{ctrl_c}\n        {heard}\n        {ctrl_c}; time.sleep(1000)", "distributed.timeout_s=500")
+    half_a_minute(tmp_path)
+    assert isinstance(error, Interrupted)
+    assert error.exit_code == 130
+    assert record(tmp_path / "run")["exit_code"] == 130
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("*step-*")] == ["step-00000002"]
+
+
+@pytest.mark.long
 def test_f09_more_processes_than_rows_to_evaluate_give_the_numbers_of_one_process_and_one_of_everything(
     two: Any, tmp_path: Path, train: Train, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -470,6 +494,32 @@ def test_f09_more_processes_than_rows_to_evaluate_give_the_numbers_of_one_proces
     assert held_out(tmp_path / "run") == pytest.approx(held_out(one), rel=1e-6)
 
 
+def test_d07_and_f09_any_number_of_rows_is_evaluated_by_two_processes_as_by_one_each_row_once(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("evaluation.batch_size=2", "trainer.max_steps=1", "evaluation.test=false")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_update", judging.update)
+        train(tmp_path / "one", *asked)
+        patch.setattr(command, "WORKER", (sys.executable, "-W", "ignore", judging.__file__))
+        train(tmp_path / "two", *asked, "devices=2")
+    one, both = (json.loads((tmp_path / run / judging.JUDGED).read_text()) for run in ("one", "two"))
+    rows = [one[f"row {i}"] for i in range(max(judging.SIZES))]
+
+    def mean(chosen: Iterable[int]) -> float:
+        sums, counts = zip(*(rows[i] for i in chosen), strict=True)
+        return float(sum(sums) / sum(counts))
+
+    for size in judging.SIZES:
+        whole = mean(range(size))
+        others = [[i for i in range(size) if i != gone] for gone in range(size) if size > 1] + [[*range(size), again] for again in range(size) if size > 1]
+        assert all(mean(chosen) != pytest.approx(whole, rel=1e-4) for chosen in others), "a row that is left out, or counted twice, has to show"
+        for found in (one[f"first {size}"], both[f"first {size}"]):
+            assert found[1] == sum(count for _, count in rows[:size])
+            assert found[0] / found[1] == pytest.approx(whole, rel=1e-6)
+    assert both == {name: pytest.approx(value, rel=1e-6) for name, value in one.items()}
+
+
 # What becomes of a process that reads data; the rows are read before the update that uses them.
 WORKERS = """
 import os, signal, sys
@@ -481,6 +531,7 @@ real = next_token.NextToken.collate
 
 def collate(self, examples, draw, vocabulary):
     if os.environ["RANK"] == "1" and draw.epoch != "eval":
+        os.utime(__file__)
         {fault}
     return real(self, examples, draw, vocabulary)
 
@@ -504,6 +555,7 @@ def reading(two: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_f04_a_process_that_reads_data_and_is_killed_ends_the_run_with_its_pid(reading: Any, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     error = reading(f"Path({str(note)!r}).write_text(str(os.getpid())); os.kill(os.getpid(), signal.SIGKILL)")
+    half_a_minute(tmp_path)
     assert isinstance(error, DistributedError)
     assert error.what in (
         f"a process that reads data (pid {note.read_text()}) died (signal: Killed)", f"a process that reads data (pid {note.read_text()}) died"
@@ -514,6 +566,7 @@ def test_f04_a_process_that_reads_data_and_is_killed_ends_the_run_with_its_pid(r
 @pytest.mark.long
 def test_f04_a_process_that_reads_data_and_raises_names_the_row(reading: Any, tmp_path: Path) -> None:
     error = reading("if any(e['sample'] % 7 == 3 for e in examples): raise ValueError('no such word')")
+    half_a_minute(tmp_path)
     assert isinstance(error, DataError)
     found = re.fullmatch(r"sample (\d+) \(numbered from 0\): no batch can be made: ValueError: no such word", error.what)
     assert found is not None

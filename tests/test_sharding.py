@@ -6,10 +6,13 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,8 @@ from llmtrain.config import compose
 from llmtrain.errors import CheckpointError, ConfigError, DeviceError, LLMTrainError
 from llmtrain.runtime import Precision, refuse_undividable
 from llmtrain.sharding import INDEX, Piece, agreed, stored
-from tests.conftest import TINY, TINY_FINETUNE, Pretrained, tiny
+from tests.command.test_train import damage
+from tests.conftest import TINY, TINY_FINETUNE, Pretrained, Train, outcome, tiny
 
 HERE = Path(__file__).parent
 
@@ -245,6 +249,114 @@ def test_a_strategy_for_one_process_is_said_to_have_no_effect(monkeypatch: pytes
     assert said not in without_effect(parts(composed.config), composed.given)
 
 
+# --- damaged --------------------------------------------------------------------------------------------------------
+
+SHARDS = [f"{section}-0000{n}-of-00002.safetensors" for section in ("model", "optimizer") for n in (1, 2)]
+DIVIDED = ("trainer.max_steps=4", "checkpoint.keep_best=false", "checkpoint.keep_last=9")
+
+
+def divide(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a checkpoint again as two processes that share the model would: here two threads, each of which holds its rows."""
+    rank, met, said = threading.local(), threading.Barrier(2, timeout=60), [None, None]
+    sections = {name: dict(sorted(safetensors.torch.load((path / f"{name}.safetensors").read_bytes()).items())) for name in ("model", "optimizer")}
+    small = {"state.json": (path / "state.json").read_bytes()}
+
+    def mine(tensor: torch.Tensor) -> tuple[tuple[int, ...], torch.Tensor]:
+        if not tensor.ndim:
+            return (), tensor
+        half = -(-len(tensor) // 2)
+        return (rank.number * half, *[0] * (tensor.ndim - 1)), tensor[rank.number * half :][:half]
+
+    def gather(value: Any) -> list[Any]:
+        said[rank.number] = value
+        met.wait()
+        found = list(said)
+        met.wait()
+        return found
+
+    def write(number: int) -> None:
+        rank.number = number
+        sharding.write(path, sections, small, {"step": checkpoint.step_of(path)}, rank=number, gather=gather)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as threads:
+        patch.setattr(sharding, "mine", mine)
+        patch.setattr(sharding, "divided", lambda tensor: tensor.ndim > 0)
+        list(threads.map(write, range(2)))
+    assert sorted(file.name for file in path.iterdir()) == sorted([*SHARDS, INDEX, "state.json", "manifest.json"])
+    assert files.problem(path) is None
+
+
+@pytest.fixture(scope="module")
+def divided(token_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run whose checkpoints two processes share, and what it came to."""
+    from llmtrain.command import train as command
+
+    run = tmp_path_factory.mktemp("divided") / "run"
+    typed = [*tiny(*DIVIDED), f"output_dir={run}"]
+    assert command.start(compose("pretrain", typed), typed, "pretrain") == 0
+    unbroken = outcome(run)
+    with pytest.MonkeyPatch.context() as patch:
+        for path in checkpoint.listed(run):
+            divide(path, patch)
+    return run, unbroken
+
+
+@pytest.fixture
+def shared(divided: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return Path(shutil.copytree(divided[0], tmp_path / "run", symlinks=True))
+
+
+def exchange(path: Path, fault: str, name: str) -> None:
+    """Put another file in a file's place: that of the other process, or of another step's checkpoint."""
+    if fault == "the other's":
+        other = path / (name.replace("-00001-", "-00002-") if "-00001-" in name else name.replace("-00002-", "-00001-"))
+        kept = other.read_bytes()
+        shutil.copyfile(path / name, other)
+        (path / name).write_bytes(kept)
+    else:
+        shutil.copyfile(path.with_name("step-00000002") / name, path / name)
+
+
+# An index of another step is the same to the byte, unless tensors have other shapes.
+FAULTS = [
+    *((name, fault) for name in (*SHARDS, INDEX, "state.json", "manifest.json") for fault in ("delete", "empty", "half", "last byte", "bit")),
+    *((name, fault) for name in SHARDS for fault in ("the other's", "another step's")),
+    *((name, "another step's") for name in ("state.json", "manifest.json")),
+]
+ORDINARY = [(SHARDS[0], "the other's"), (SHARDS[1], "bit"), (SHARDS[3], "delete"), (INDEX, "half"), (INDEX, "delete")]
+EACH = pytest.mark.parametrize(("name", "fault"), [pytest.param(*one, marks=() if one in ORDINARY else pytest.mark.long) for one in FAULTS])
+
+
+def harm(path: Path, name: str, fault: str) -> str:
+    """Damage a file of a checkpoint of two processes, and return a pattern of what is to be named."""
+    exchange(path, fault, name) if fault.endswith("'s") else damage(path / name, fault)
+    # Two that are exchanged are both wrong; a foreign manifest says of other files what they are not.
+    return {"the other's": name.split("-")[0], "another step's": "model-00001" if name == "manifest.json" else re.escape(name)}.get(fault, re.escape(name))
+
+
+@EACH
+def test_a_damaged_part_of_the_newest_checkpoint_of_several_processes_is_named_and_the_previous_one_used(
+    train: Train, divided: tuple[Path, dict[str, Any]], shared: Path, capsys: pytest.CaptureFixture[str], name: str, fault: str
+) -> None:
+    named = harm(shared / "checkpoints" / "step-00000004", name, fault)
+    train(shared, *DIVIDED)
+    said = capsys.readouterr().out
+    (warned,) = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert re.search(rf"/step-00000004 is not used: ({named})", warned), warned
+    assert "resumed from step 2" in said
+    assert outcome(shared) == divided[1]
+
+
+@EACH
+def test_a_damaged_part_of_a_checkpoint_of_several_processes_that_is_named_is_an_error(train: Train, shared: Path, name: str, fault: str) -> None:
+    path = shared / "checkpoints" / "step-00000004"
+    named = harm(path, name, fault)
+    with pytest.raises(CheckpointError, match=rf"/step-00000004: ({named})") as caught:
+        train(shared, *DIVIDED, "trainer.max_steps=6", f"resume={path}")
+    assert caught.value.exit_code == 4
+
+
 # --- the command --------------------------------------------------------------------------------------------------
 
 STEADY = ("schedule=constant", "model.dropout=0")
@@ -312,6 +424,26 @@ def test_a_divided_run_equals_ddp_and_one_process_and_is_resumed_by_either(tmp_p
             same(one, again)
             if source == "divided" and way == FSDP:
                 assert (again / "final" / "model.safetensors").read_bytes() == (tmp_path / "divided" / "final" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.long
+def test_two_processes_that_share_a_model_go_on_from_the_checkpoint_before_a_damaged_one_and_refuse_it_where_it_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launch(run, "pretrain", *DIVIDED, *FSDP)
+    for name, fault in {SHARDS[1]: "bit", INDEX: "half"}.items():
+        again = Path(shutil.copytree(run, tmp_path / name, symlinks=True))
+        shutil.rmtree(again / "final")
+        path = again / "checkpoints" / "step-00000004"
+        damage(path / name, fault)
+        done = launch(again, "pretrain", *DIVIDED, *FSDP, f"resume={path}", code=4)
+        assert done.stderr.count("error: ") == 1
+        assert f"step-00000004: {name} " in done.stderr
+        if name != INDEX:
+            done = launch(again, "pretrain", *DIVIDED, *FSDP)
+            assert done.stdout.count("warning: ") == 1
+            assert f"step-00000004 is not used: {name} " in " ".join(done.stdout.split())
+            assert "resumed from step 2" in done.stdout
+            assert (again / "final" / "model.safetensors").read_bytes() == (run / "final" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.long
