@@ -592,6 +592,7 @@ HOSTILE = ("\x1b[2Jevil", "\u202e", "a\nb", "${nope}", "${oc.select:model}", "${
 @each
 def test_a_run_goes_on_beside_configs_of_any_content_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path, times: int) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "runs" / "pretrain" / "trained", symlinks=True)  # what `newest` is; where there is none, one is trained
 
     def check(name: str, checkpoint: Any, changes: Sequence[tuple[int, Any]]) -> None:
         run = tmp_path / "run"
@@ -650,7 +651,10 @@ def test_a_folder_of_weights_of_any_content_is_used_or_refused(tmp_path: Path, m
 
     kept = json.loads((trained / "final" / "tokenizer_config.json").read_text())
     place = [key for _, key in _spots(kept)].index("model_max_length")
-    fuzz(check, 3 * times, damage(there), found=[(("tokenizer_config.json", "confused", [(place, value)]),) for value in ("", [[]])])
+    found = [(("tokenizer_config.json", "confused", [(place, value)]),) for value in ("", [[]])]
+    place = [key for _, key in _spots(json.loads((trained / "final" / "generation_config.json").read_text()))].index("bos_token_id")
+    found += [(("generation_config.json", "confused", [(place, value)]),) for value in ("", 10**400)]
+    fuzz(check, 3 * times, damage(there), found=found)
 
 
 @each
@@ -922,6 +926,20 @@ def test_a_library_in_rust_that_panics_is_answered_like_any_error(tmp_path: Path
     code, _, said = answer(tmp_path, "generate", f"model.checkpoint={trained / 'final'}", "device=cpu")
     assert code == 4
     assert "PanicException: index out of bounds" in said
+
+
+def test_what_is_written_is_chosen_as_asked_whatever_stands_beside_the_weights(tmp_path: Path, trained: Path) -> None:
+    def written(**settings: Any) -> str:
+        folder = tmp_path / f"weights-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(trained / "final", folder)
+        (folder / files.MANIFEST).unlink()
+        path = folder / "generation_config.json"
+        path.write_bytes(as_json(json.loads(path.read_text()) | settings))
+        code, said, _ = answer(folder, "generate", "prompt=One", "max_new_tokens=8", "temperature=0", "device=cpu", f"model.checkpoint={folder}")
+        assert code == 0
+        return said
+
+    assert written() == written(num_beams=3, repetition_penalty=9.0) == written(num_beams="x")
 
 
 def test_the_watch_sees_what_may_not_happen(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ def write(
     was_training = model.training
     model.eval()
     ids = torch.tensor([context], device=model.device)
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), _plainly(model):
         torch.manual_seed(key(seed, "generate"))
         model.generate(
             ids,
@@ -93,6 +94,18 @@ def write(
         )
     model.train(was_training)
     return text()
+
+
+@contextlib.contextmanager
+def _plainly(model: PreTrainedModel) -> Iterator[None]:
+    """Without the generation_config.json of the weights: beams, penalties or a length of its own would be another choice than the one asked for."""
+    from transformers import GenerationConfig
+
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def cuts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling) -> list[str]:
