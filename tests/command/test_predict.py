@@ -541,7 +541,9 @@ def test_what_cannot_be_answered_is_refused(
 ) -> None:
     (tmp_path / "ROWS.jsonl").write_text('{"text": "the fox"}\n')
     paths = [o.replace("=ROWS", f"={tmp_path}/ROWS").replace("=OUT", f"={tmp_path}/OUT").replace("=NONE", f"={tmp_path}/NONE") for o in given]
-    assert main(["predict", f"model.checkpoint={finetuned('classes')}", *paths, *ON]) == code
+    checkpoint = finetuned("classes")
+    capsys.readouterr()  # of the finetuning, which the first to ask has to wait for
+    assert main(["predict", f"model.checkpoint={checkpoint}", *paths, *ON]) == code
     captured = capsys.readouterr()
     assert said in captured.err
     assert not captured.out
