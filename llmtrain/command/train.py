@@ -214,16 +214,21 @@ def name_newest(config: DictConfig, verb: str | None = None, folder: Path | None
 
     Args:
         folder: of the run that is continued, which keeps the weights that it started from.
+
+    Raises:
+        CheckpointError: that run has checkpoints and no longer says what it started from.
     """
     if not asks_newest(config):
         return
-    path = None if folder is None else folder / "config.yaml"
-    before = read_yaml(path) if path is not None and path.is_file() else None
-    if isinstance(before, dict) and isinstance(before.get("model"), dict) and before["model"].get("checkpoint"):
-        refuse_targets(before["model"], str(path))
-        config.model.checkpoint = str(before["model"]["checkpoint"])
-        print(plain(f"model.checkpoint as in the run that is continued: {section(config.model, 'checkpoint', 'model')}"))
-        return
+    for path in (folder / "config.yaml", folder / "resolved.yaml") if folder is not None else ():
+        before = read_yaml(path) if path.is_file() else None
+        if isinstance(before, dict) and isinstance(before.get("model"), dict) and before["model"].get("checkpoint"):
+            refuse_targets(before["model"], str(path))
+            config.model.checkpoint = str(before["model"]["checkpoint"])
+            print(plain(f"model.checkpoint as in the run that is continued: {section(config.model, 'checkpoint', 'model')}"))
+            return
+    if folder is not None and checkpoint.listed(folder):
+        raise CheckpointError(f"{folder / 'config.yaml'}: does not say which weights the run started from", fix="restore that file, or give model.checkpoint")
     if verb == "finetune" and not runtime.finished_runs("pretrain"):
         config.model.checkpoint = str(_small_start(config))
         return

@@ -606,6 +606,23 @@ def test_without_a_pretrained_run_a_small_one_is_made_said_and_used_and_a_finetu
     assert yaml.safe_load((second / "resolved.yaml").read_text())["model"]["checkpoint"].endswith(small_start.name)
 
 
+def test_a_run_whose_files_do_not_say_what_it_started_from_does_not_go_on_from_something_else(
+    pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recipe, "_small_start", lambda config: pytest.fail("a small model is pretrained"))
+    again = ["finetune", *tiny("trainer.max_steps=2", "data.max_length=16", base=TINY_FINETUNE), "output_dir=run"]
+    assert main([*again, f"model.checkpoint={pretrained('bert')}"]) == 0
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    del config["model"]["checkpoint"]
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    assert main(again) == 0
+    assert "model.checkpoint as in the run that is continued: " in capsys.readouterr().out
+    Path("run/resolved.yaml").unlink()
+    assert main(again) == 4
+    assert "config.yaml: does not say which weights the run started from" in capsys.readouterr().err
+
+
 def test_a_csv_of_reviews_needs_no_columns_named(pretrained: Pretrained, tmp_path: Path) -> None:
     lines = [f'"the {"good" if i % 2 else "bad"} dog, number {i}",{"positive" if i % 2 else "negative"}' for i in range(60)]
     (tmp_path / "reviews.csv").write_text("\n".join(["review,sentiment", *lines]))
