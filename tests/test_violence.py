@@ -821,7 +821,7 @@ def run_as_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 # The weights of the second checkpoint are cut; or it is renamed, when all that was not brought to the disk is lost.
 STRUCK = [
     pytest.param("torn", ("open", "model.safetensors"), 3, id="torn", marks=pytest.mark.long),
-    pytest.param("unsynced", ("os.rename", ".tmp-step-00000004"), 1, id="unsynced"),
+    pytest.param("unsynced", ("os.rename", ".tmp-step-00000004"), 1, id="unsynced", marks=pytest.mark.long),
 ]
 
 

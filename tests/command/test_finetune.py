@@ -344,6 +344,7 @@ def test_two_processes_finetune_as_one_does(finetune: Train, pretrained: Pretrai
     assert proof(tmp_path / "two")["freezing"] == proof(one)["freezing"]
 
 
+@pytest.mark.long
 def test_two_processes_resume_a_finetuning_exactly(pretrained: Pretrained, tmp_path: Path) -> None:
     chosen = (*asked("last_layers"), STEADY, "devices=2", f"model.checkpoint={pretrained(DROPOUT)}")
     launch(tmp_path / "unbroken", *chosen, cwd=tmp_path)

@@ -136,6 +136,7 @@ def test_three_modes_and_three_seeds_are_nine_runs_and_a_report(whole: Path) -> 
     assert len({tuple(digests) for digests in outcomes(whole).values()}) == 9
 
 
+@pytest.mark.long
 def test_a_sweep_that_was_disturbed_ends_with_the_table_of_one_that_was_not(whole: Path, run: Sweep) -> None:
     names = list(book(whole).entries)
     killed = when("mine", lambda home: home.name == names[4] and has_a_checkpoint(home), kill)
