@@ -22,7 +22,7 @@ import shutil
 import stat
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -40,6 +40,11 @@ _NATIVE = re.compile(r"\(os error (\d+)\)")  # how the Rust libraries, safetenso
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """A hash of several files together, in this order; one that is not there is passed over."""
+    return hashlib.sha256("".join(sha256(path) for path in paths if path.is_file()).encode()).hexdigest()
 
 
 def write(path: Path, data: bytes) -> None:

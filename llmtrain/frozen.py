@@ -11,7 +11,6 @@ Where only the pooled head moves, what is stored is one vector for each sequence
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import sys
@@ -275,7 +274,7 @@ def _code(objective: type[Objective]) -> str:
     """A hash of the source that makes states: an edit of it must not bring back states of before."""
     # By place: of these modules this process may have imported some only.
     paths = [*(Path(__file__).parent.joinpath(*name.split(".")).with_suffix(".py") for name in SOURCES), Path(str(sys.modules[objective.__module__].__file__))]
-    return hashlib.sha256("".join(files.sha256(path) for path in paths if path.is_file()).encode()).hexdigest()
+    return files.sha256_of(paths)
 
 
 @dataclass(frozen=True)

@@ -82,3 +82,14 @@ def test_json_is_replaced_in_one_step(tmp_path: Path) -> None:
     files.write_json(tmp_path / "run.json", {"a": 2})
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_several_files_have_one_hash_of_their_contents_in_their_order(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("1")
+    two.write_text("2")
+    found = files.sha256_of([one, two])
+    assert files.sha256_of([one, tmp_path / "none", two]) == found
+    assert files.sha256_of([two, one]) != found
+    two.write_text("3")
+    assert files.sha256_of([one, two]) != found

@@ -217,7 +217,7 @@ def _code(make: Callable[..., Any]) -> str:
     """A hash of the source that makes rows: an edit of it must not bring back rows of before."""
     own = getattr(getattr(make, "__code__", None), "co_filename", None)
     sources = sorted(Path(__file__).parent.glob("*.py")) + ([Path(own)] if own else [])
-    return hashlib.sha256("".join(files.sha256(path) for path in sources if path.is_file()).encode()).hexdigest()
+    return files.sha256_of(sources)
 
 
 # --- the operating system -----------------------------------------------------------------------------------------
