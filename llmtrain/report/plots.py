@@ -174,9 +174,10 @@ def _steps(axes: Any, size: int) -> None:
 
 
 def _count(number: float) -> str:
-    """12, 3,400, 250 k, 66 M, 1.5 G: as a tick says it."""
+    """1.2e−3, 12, 3,400, 250 k, 66 M, 1.5 G: as a tick says it. Three digits: with one, neighbours would have the same name."""
     if 0 < abs(number) < 0.01:
-        return f"{number:.0e}".replace("e-0", "e-").replace("-", "−")
+        digits, power = f"{number:.2e}".split("e")
+        return f"{float(digits):g}e{int(power)}".replace("-", "−")
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
         if abs(number) >= size:
             return f"{number / (1e3 if unit == ' k' else size):,.3g}{unit}"

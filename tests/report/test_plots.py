@@ -72,6 +72,13 @@ def test_where_one_number_differs_the_metric_is_drawn_against_it_and_not_against
     assert {"1e−4", "3e−4", "1e−3", "3e−3"} <= set(texts(found))
 
 
+def test_no_two_ticks_of_small_numbers_have_the_same_name() -> None:
+    study = samples.pretraining()
+    found = texts(picture(replace(study, rows=study.rows[2:4]), "setting"))  # 1e-3 and 3e-3, on an axis that is not logarithmic
+    ticks = [text for text in found if re.fullmatch(r"[\d.]+e−\d+", text)]
+    assert len(ticks) == len(set(ticks)) > 2
+
+
 @pytest.mark.parametrize("name", COSTS)
 def test_every_row_with_a_result_is_a_point_that_says_its_numbers(name: str) -> None:
     study = samples.freezing()
