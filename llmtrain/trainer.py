@@ -522,7 +522,7 @@ class Trainer:
             if not all(map(math.isfinite, found.values())):
                 suspects += batch.samples
         totals = dict(zip(terms, runtime.sum([sums[t] for t in terms]), strict=True))
-        norm = float(sharding.whole(accelerator.clip_grad_norm_(self._trained, self.settings.clip_norm or math.inf)))
+        norm = self._clip()
         means = {t: totals[t] / counts[t] if counts[t] else 0.0 for t in terms}
         finite = self._finite(means, norm)
         if finite:
@@ -542,6 +542,20 @@ class Trainer:
             state.skipped_in_a_row = 0
             self._watch(sum(self.objective.weights[t] * means[t] for t in terms))
         return Step(losses=means, lr=lr, grad_norm=norm, tokens=round(all_tokens))
+
+    def _clip(self) -> float:
+        """The norm of all gradients together, which are scaled down to `clip_norm` where it is above that."""
+        from torch.nn import utils
+
+        limit, accelerator = self.settings.clip_norm or math.inf, self.runtime.accelerator
+        if self.runtime.sharded or self.runtime.device != "cpu" or accelerator.scaler is not None:
+            return float(sharding.whole(accelerator.clip_grad_norm_(self._trained, limit)))
+        # torch scales by 1 where nothing is to be clipped, so as not to wait for a GPU. On a CPU there is nothing to wait for, and it
+        # would be one more way through all gradients.
+        norm = utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+        if not norm + 1e-6 <= limit:
+            utils.clip_grads_with_norm_(self._trained, limit, norm)
+        return float(norm)
 
     def _finite(self, means: dict[str, float], norm: float) -> bool:
         """Whether the update can be made: the same answer on every process. Under fp16 an infinite gradient alone is the scaler's to skip."""

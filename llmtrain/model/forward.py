@@ -34,6 +34,7 @@ from llmtrain.model.base import evaluating, take_over
 from llmtrain.model.head import last_token, pool, pooled_head
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel
 
 IGNORED = -100  # a label that asks for nothing, as everywhere in torch
@@ -43,6 +44,8 @@ ROWS = 64  # queries that attend at once
 STATES = "states"  # the input that holds what was computed once: hidden states (B, T, W) at a cut
 FEATURES = "features"  # the same for a whole frozen body: pooled vectors (B, hidden states, W)
 LONGEST = 512  # tokens; above, what is kept for backward grows past what time it saves
+FEW = 1024  # tokens of a batch; below, weights are what memory goes to, and casting them again takes as long as a third of the product
+SHORT = 64  # keys; below, torch's gradient of softmax in bf16 is not vectorised on a CPU, and takes six times that of fp32 and both casts
 
 _REACH: WeakKeyDictionary[nn.Module, Reach] = WeakKeyDictionary()
 
@@ -513,7 +516,7 @@ class _BlockAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float, dropout: float) -> Tensor:
         B, H, T, _ = query.shape
         q, k, v = (t.reshape(B * H, T, -1) for t in (query, key, value))
-        draw = torch.Generator().manual_seed(int(torch.randint(2**62, ()))) if dropout else None
+        source = _source() if dropout else None
         out = value.new_empty(B, T, H, v.shape[-1])
         spans, kept = _spans(mask, causal, T), []
         with torch.autocast("cpu", enabled=False):
@@ -522,9 +525,10 @@ class _BlockAttention(torch.autograd.Function):
                 p = torch.bmm(scaled[:, rows], whole[:, keys].mT).view(B, H, rows.stop - rows.start, -1)
                 p = _masked_softmax(p, mask, causal, rows, keys).flatten(0, 1).to(q.dtype)
                 used = p
-                if draw is not None:
-                    p = p * _kept(*_drawn(p.shape, dropout, draw)).mul_(2).sub_(1).to(p.dtype)  # what is dropped turns negative
-                    used = p.relu().div_(1 - dropout)
+                if source is not None:
+                    stays = _kept(*_drawn(p.shape, dropout, source), p.dtype)
+                    used = _only(stays, p).div_(1 - dropout)
+                    p = _negative(stays, p)  # what is dropped turns negative
                 out[:, rows] = torch.bmm(used, v[:, keys]).view(B, H, rows.stop - rows.start, -1).transpose(1, 2)
                 kept.append(p)
         ctx.save_for_backward(q, k, v, *kept)
@@ -536,19 +540,31 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
         g = by_out.transpose(1, 2).flatten(0, 1)  # (B · H, T, D)
-        by_q, by_k, by_v = torch.empty_like(q), torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        whole = ctx.spans == [(slice(0, q.shape[1]), slice(0, k.shape[1]))]
+        by_q, by_k, by_v = torch.empty_like(q), *(torch.empty_like(t) if whole else torch.zeros_like(t, dtype=torch.float32) for t in (k, v))
         with torch.autocast("cpu", enabled=False):
             for (rows, keys), p in zip(ctx.spans, kept, strict=True):
                 by_p, used = torch.bmm(g[:, rows], v[:, keys].mT), p
                 if ctx.dropout:
-                    used = p.relu().div_(1 - ctx.dropout)
-                    by_p, p = by_p.mul_(p.sign().relu_()).div_(1 - ctx.dropout), p.abs()
-                by_score = torch._softmax_backward_data(by_p, p, -1, p.dtype)
+                    stays = _positive(p)
+                    used = _only(stays, p).div_(1 - ctx.dropout)
+                    by_p, p = _only(stays, by_p).div_(1 - ctx.dropout), p.abs()
+                by_score = _softmax_backward(by_p, p)
                 by_q[:, rows] = torch.bmm(by_score, k[:, keys]).mul_(ctx.scale)
-                by_k[:, keys] += torch.bmm(by_score.mT, q[:, rows])
-                by_v[:, keys] += torch.bmm(used.mT, g[:, rows])
+                if whole:
+                    by_k, by_v = torch.bmm(by_score.mT, q), torch.bmm(used.mT, g)
+                else:
+                    by_k[:, keys] += torch.bmm(by_score.mT, q[:, rows])
+                    by_v[:, keys] += torch.bmm(used.mT, g[:, rows])
         gradients = by_q, by_k.mul_(ctx.scale).to(k.dtype), by_v.to(v.dtype)
         return *(t.view(*ctx.heads, *t.shape[1:]) for t in gradients), None, None, None, None
+
+
+def _softmax_backward(by_p: Tensor, p: Tensor) -> Tensor:
+    """The gradient of scores from that of their softmax p, in the type of p."""
+    if p.dtype is torch.bfloat16 and p.shape[-1] < SHORT:
+        return torch._softmax_backward_data(by_p.float(), p.float(), -1, torch.float32).to(p.dtype)
+    return torch._softmax_backward_data(by_p, p, -1, p.dtype)
 
 
 def _spans(mask: Tensor | None, causal: bool, length: int) -> list[tuple[slice, slice]]:
@@ -572,7 +588,8 @@ def _masked_softmax(scores: Tensor, mask: Tensor | None, causal: bool, rows: sli
     if mask is None:
         return scores.softmax(-1)
     seen = mask[:, :, rows, keys]
-    p = scores.masked_fill_(~seen, float("-inf")).softmax(-1)
+    # Added, which torch vectorises on a CPU, where masked_fill is not: the mask is the same for all heads, the scores are not.
+    p = scores.add_(torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))).softmax(-1)
     blind = ~seen.any(-1, keepdim=True)
     return p.masked_fill_(blind, 0) if bool(blind.any()) else p
 
@@ -601,47 +618,76 @@ class _CPUDropout(nn.Dropout):
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        draw = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        words, first = _drawn(x.shape, p, draw)
+        kept = _kept(*_drawn(x.shape, p, _source()), x.dtype)
+        ctx.scale, ctx.few = 1 / (1 - p), x.shape[:-1].numel() < FEW
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(_packed(words, first))
-        ctx.scale = 1 / (1 - p)
-        return (x * _kept(words, first).to(x.dtype)).mul_(ctx.scale)
+            ctx.save_for_backward(kept if ctx.few else _packed(kept))
+        return _only(kept, x).mul_(ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor, None]:
-        (bits,) = ctx.saved_tensors
-        return (by_out * _unpacked(bits, by_out)).mul_(ctx.scale), None
+        (kept,) = ctx.saved_tensors
+        return _only(kept if ctx.few else _unpacked(kept, by_out), by_out).mul_(ctx.scale), None
 
 
-def _drawn(shape: torch.Size, p: float, draw: torch.Generator) -> tuple[Tensor, int]:
+def _source() -> np.random.SFC64:
+    """A generator of random words, which follows from torch's own state. A word takes it half the time that torch's takes (SFC64: Doty-Humphrey, PractRand)."""
+    import numpy as np
+
+    return np.random.SFC64(int(torch.randint(2**62, ())))
+
+
+def _drawn(shape: torch.Size, p: float, source: np.random.SFC64) -> tuple[Tensor, int]:
     """Random numbers of 16 bits, and the lowest of the 65,536 values that is kept where each is dropped with probability p.
 
     A word of the generator, which is serial, makes four of them.
     """
     size = shape.numel()
-    words = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None, generator=draw)
-    return words.view(torch.int16)[:size].view(shape), round(p * 2**16) - 2**15
+    words = torch.from_numpy(source.random_raw(-(-size // 4)).view("int16"))
+    return words[:size].view(shape), round(p * 2**16) - 2**15
 
 
-def _kept(words: Tensor, first: int) -> Tensor:
-    """1 from `first` upwards, below it 0, in fp32; without booleans, whose operations torch does not vectorise on a CPU."""
-    return words.float().add_(1 - first).clamp_(0, 1)
+def _kept(words: Tensor, first: int, dtype: torch.dtype) -> Tensor:
+    """Whole numbers of the width of `dtype`, all bits 1 from `first` upwards and 0 below it.
+
+    The comparison is numpy's, which is vectorised on a CPU, as torch's is not.
+    """
+    return torch.from_numpy(words.numpy() >= first).view(torch.int8).to(_WHOLE[dtype]).neg_()
 
 
-def _packed(words: Tensor, first: int) -> Tensor:
-    """The same as bits, eight in a byte, flat; by numpy, whose booleans are vectorised and which packs them."""
+_WHOLE = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+
+
+def _only(kept: Tensor, x: Tensor) -> Tensor:
+    """A new tensor: x where all bits of `kept` are 1, and 0 where they are 0."""
+    return (x.contiguous().view(kept.dtype) & kept).view(x.dtype)
+
+
+def _negative(kept: Tensor, x: Tensor) -> Tensor:
+    """A new tensor: x, 0 or above, where all bits of `kept` are 1, and -x where they are 0; `_positive` tells them apart, zeros too."""
+    return (x.view(kept.dtype) | (~kept & torch.iinfo(kept.dtype).min)).view(x.dtype)
+
+
+def _positive(x: Tensor) -> Tensor:
+    """What `_kept` was where `_negative` was given it."""
+    whole = x.view(_WHOLE[x.dtype])
+    return (whole >> (8 * x.element_size() - 1)).bitwise_not_()
+
+
+def _packed(kept: Tensor) -> Tensor:
+    """A bit for each number, eight in a byte, flat; by numpy, which packs them."""
     import numpy as np
 
-    return torch.from_numpy(np.packbits(words.flatten().numpy() >= first))
+    return torch.from_numpy(np.packbits(kept.flatten().numpy()))
 
 
 def _unpacked(bits: Tensor, like: Tensor) -> Tensor:
-    """Zeros and ones from bits, in the shape and type of `like`."""
+    """The same as `_kept` makes for a tensor such as `like`."""
     import numpy as np
 
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=like.numel())).view(like.shape).to(like.dtype)
+    whole = torch.from_numpy(np.unpackbits(bits.numpy(), count=like.numel())).view(torch.int8)
+    return whole.view(like.shape).to(_WHOLE[like.dtype]).neg_()
 
 
 # --- linear layers on a CPU ------------------------------------------------------------------------------------------
@@ -725,7 +771,11 @@ class _Linear(torch.autograd.Function):
             low, w, b = _cast(x, dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
             out = F.linear(low, w.T if turned else w, b)
         by_x, by_weight, _, _ = ctx.needs_input_grad
-        ctx.save_for_backward((low if made is None else made.of) if by_weight else None, weight if by_x else None)
+        if x.shape[:-1].numel() < FEW:  # little memory and much time, in proportion
+            ctx.save_for_backward(low if by_weight else None, w if by_x else None)
+            made = None
+        else:
+            ctx.save_for_backward((low if made is None else made.of) if by_weight else None, weight if by_x else None)
         ctx.by = None if made is None else made.by
         ctx.types = dtype, x.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.turned = turned

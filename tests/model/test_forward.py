@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -507,12 +508,13 @@ def dropped(tensors: list[Tensor], p: float) -> Tensor:
     return forward.cpu_attention(nn.Module(), *tensors, None, dropout=p, is_causal=True)[0]
 
 
-def test_dropout_has_the_gradients_of_its_own_mask() -> None:
-    q, k, _ = qkv(100, size=100)
-    v = torch.eye(100).expand(2, 4, 100, 100).clone().requires_grad_()
+@pytest.mark.parametrize("length", [20, 100])
+def test_dropout_has_the_gradients_of_its_own_mask(length: int) -> None:
+    q, k, _ = qkv(length, size=length)
+    v = torch.eye(length).expand(2, 4, length, length).clone().requires_grad_()
     left = dropped([q, k, v], 0.3).transpose(1, 2).detach() > 0  # the output is the probabilities themselves
     ours = dropped([q, k, v], 0.3)
-    scores = (q @ k.mT / 10).masked_fill(torch.ones(100, 100, dtype=torch.bool).triu(1), float("-inf"))
+    scores = (q @ k.mT / length**0.5).masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), float("-inf"))
     theirs = ((scores.softmax(-1) * left / 0.7) @ v).transpose(1, 2)
     by_out = torch.randn(ours.shape, generator=torch.Generator().manual_seed(4))
     assert close(ours, theirs, 5e-6)
@@ -520,9 +522,9 @@ def test_dropout_has_the_gradients_of_its_own_mask() -> None:
 
 
 def test_dropout_leaves_out_its_share() -> None:
-    kept = forward._kept(*forward._drawn(torch.Size([1000, 1001]), 0.1, torch.Generator().manual_seed(6)))
-    assert abs(float(kept.mean()) - 0.9) < 1e-3
-    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    kept = forward._kept(*forward._drawn(torch.Size([1000, 1001]), 0.1, np.random.SFC64(6)), torch.bfloat16)
+    assert abs(-float(kept.float().mean()) - 0.9) < 1e-3
+    assert set(kept.unique().tolist()) == {0, -1}
 
 
 def test_dropout_is_a_function_of_torchs_random_state() -> None:
@@ -696,16 +698,39 @@ def test_cpu_dropout_changes_no_name_and_nothing_that_is_saved() -> None:
 def test_the_mask_of_dropout_is_kept_as_bits() -> None:
     model = nn.Sequential(nn.Dropout(0.3))
     forward.use_cpu_dropout(model)
-    x = torch.ones(100, 80, requires_grad=True)
+    x = torch.ones(forward.FEW, 80, requires_grad=True)
     assert kept_bytes(model, lambda: model(x)) == x.numel() // 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_tokens_and_many_drop_the_same_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    x, by_out = torch.randn(20, 30).to(dtype).requires_grad_(), torch.randn(20, 30).to(dtype)
+    found = []
+    for few in (0, 1000):
+        monkeypatch.setattr(forward, "FEW", few)
+        torch.manual_seed(0)
+        out = forward._Dropout.apply(x, 0.3)
+        found += [out, torch.autograd.grad(out, x, by_out)[0]]
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
+    assert 0 < int((found[0] == 0).sum()) < 600
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_was_dropped_is_known_by_its_sign_where_it_was_zero_too(dtype: torch.dtype) -> None:
+    kept = forward._kept(torch.tensor([5, -5, 5, -5], dtype=torch.int16), 0, dtype)
+    signed = forward._negative(kept, torch.tensor([0, 0, 0.5, 0.5], dtype=dtype))
+    assert torch.equal(forward._positive(signed), kept)
+    assert torch.equal(signed.abs(), torch.tensor([0, 0, 0.5, 0.5], dtype=dtype))
+    assert torch.equal(forward._only(kept, torch.full((4,), torch.inf, dtype=dtype)), torch.tensor([torch.inf, 0, torch.inf, 0], dtype=dtype))
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 1 - 2**-16])
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (200, 300)])
 def test_the_bits_say_what_was_kept(shape: tuple[int, ...], p: float) -> None:
-    words, first = forward._drawn(torch.Size(shape), p, torch.Generator().manual_seed(0))
-    kept = forward._kept(words, first)
-    assert torch.equal(forward._unpacked(forward._packed(words, first), kept), kept)
+    words, first = forward._drawn(torch.Size(shape), p, np.random.SFC64(0))
+    kept = forward._kept(words, first, torch.bfloat16)
+    assert torch.equal(forward._unpacked(forward._packed(kept), torch.empty(shape, dtype=torch.bfloat16)), kept)
 
 
 # --- linear layers on a CPU ------------------------------------------------------------------------------------------
@@ -740,6 +765,13 @@ def learnt(model: PreTrainedModel, bf16: bool) -> tuple[Tensor, dict[str, Tensor
     return made.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.fixture(params=["few tokens", "many"])
+def tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept for the backward pass depends on how many tokens there are."""
+    monkeypatch.setattr(forward, "FEW", 10**9 if request.param == "few tokens" else 0)
+
+
+@pytest.mark.usefixtures("tokens")
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("name", BODIES_OF_LINEAR)
 def test_a_model_with_our_linear_layers_has_its_own_loss_and_gradients_to_the_last_bit(name: str, bf16: bool) -> None:
@@ -751,6 +783,7 @@ def test_a_model_with_our_linear_layers_has_its_own_loss_and_gradients_to_the_la
     assert all(torch.equal(by_a[name], by_b[name]) for name in by_b)
 
 
+@pytest.mark.usefixtures("tokens")
 @pytest.mark.parametrize("bf16", [False, True])
 def test_recomputed_activations_give_our_linear_layers_the_same_gradients(bf16: bool) -> None:
     plain = learnt(with_linear("bert with dropout", ours=True), bf16)[1]
@@ -760,6 +793,7 @@ def test_recomputed_activations_give_our_linear_layers_the_same_gradients(bf16: 
     assert all(torch.equal(again[name], plain[name]) for name in plain)
 
 
+@pytest.mark.usefixtures("tokens")
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_gradients_of_a_linear_layer_are_those_of_finite_differences(kind: type[nn.Module], bias: bool) -> None:
@@ -769,6 +803,7 @@ def test_the_gradients_of_a_linear_layer_are_those_of_finite_differences(kind: t
     assert torch.autograd.gradcheck(lambda *given: forward._Linear.apply(*given, kind is Conv1D), (x, weight, shift))
 
 
+@pytest.mark.usefixtures("tokens")
 @pytest.mark.parametrize("frozen", ["weight", "bias", "input"])
 def test_what_is_frozen_gets_no_gradient_from_a_linear_layer(frozen: str) -> None:
     given = {"input": torch.randn(5, 3, requires_grad=True), "weight": torch.randn(4, 3, requires_grad=True), "bias": torch.randn(4, requires_grad=True)}
@@ -778,7 +813,9 @@ def test_what_is_frozen_gets_no_gradient_from_a_linear_layer(frozen: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["gpt2 with the fused GELU", "bert"])
-def test_our_linear_layers_keep_less_for_the_backward_pass(name: str) -> None:
+def test_our_linear_layers_keep_less_for_the_backward_pass_of_many_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "FEW", 128)
+
     def kept(ours: bool) -> int:
         model = with_linear(name, ours)
         reach = forward.reach(model)
@@ -799,8 +836,8 @@ def small_stack() -> tuple[nn.Linear, nn.Module, nn.Linear]:
 
 def test_the_output_of_a_gelu_is_made_again_and_not_kept() -> None:
     first, gelu, second = small_stack()
-    x = torch.ones(32, 8)
-    assert kept_bytes(nn.ModuleList([first, second]), lambda: second(gelu(first(x)))) == x.nbytes + 32 * 16 * 4
+    x = torch.ones(forward.FEW, 8)
+    assert kept_bytes(nn.ModuleList([first, second]), lambda: second(gelu(first(x)))) == x.nbytes + forward.FEW * 16 * 4
 
 
 def test_an_output_that_was_changed_in_place_is_kept_as_it_is() -> None:
