@@ -33,7 +33,7 @@ from llmtrain.model import anatomy as parts, forward
 from llmtrain.model.base import evaluating, require_separation
 from llmtrain.model.head import NAME, PooledHead, pool, pooled_head
 from llmtrain.objective.base import Batch, Draw, Objective
-from llmtrain.runtime import cpu_flags
+from llmtrain.runtime import cpu_flags, keep_memory
 from llmtrain.seeding import generator
 
 if TYPE_CHECKING:
@@ -505,6 +505,7 @@ def _maker(boundaries: Sequence[Boundary], missing: Sequence[int]) -> cache.Make
     runs, examples = boundaries[0].question, boundaries[0].examples
     device = runs.machine.accelerator.device
     runs.model.to(device)
+    keep_memory()
     heads = [head for i in missing if boundaries[i].pooled and (head := boundaries[i].question.head) is not None]
     make = cache.boundaries_maker(
         runs.model,

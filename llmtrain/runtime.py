@@ -446,8 +446,8 @@ def device_name(device: str) -> str:
 def keep_memory() -> bool:
     """Tell glibc's allocator to keep the large blocks that every step frees and asks for again.
 
-    By default each is returned to the system and its pages are cleared anew. Called when training begins: what was
-    used before it is given back first. Does nothing elsewhere than on glibc, or where the environment says
+    By default each is returned to the system and its pages are cleared anew. Called when training begins, and when frozen
+    states are to be computed: what was used before it is given back first. Does nothing elsewhere than on glibc, or where the environment says
     LLMTRAIN_ALLOCATOR=system (scripts/benchmark compares).
     """
     if not sys.platform.startswith("linux") or os.environ.get("LLMTRAIN_ALLOCATOR") == "system":

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,17 @@ def launch(folder: Path, *overrides: str, cwd: Path) -> subprocess.CompletedProc
     typed = [*tiny(*overrides), f"output_dir={folder}"]
     command = [sys.executable, "-W", "ignore", "-m", "llmtrain", "pretrain", *typed]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env={**os.environ, "PYTHONPATH": str(Path.cwd())}, check=False)
+
+
+@pytest.mark.parametrize("limit", [None, 0.1, 5 - 1e-7, 5, 5 + 1e-6, 5 + 2e-6, 6])
+def test_gradients_are_clipped_as_torch_clips_them(limit: float | None) -> None:
+    ours, theirs = ([nn.Parameter(torch.zeros(1)) for _ in range(3)] for _ in range(2))
+    for side in (ours, theirs):  # the third has none
+        side[0].grad, side[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
+    on_a_cpu = SimpleNamespace(sharded=False, device="cpu", accelerator=SimpleNamespace(scaler=None))
+    asked = SimpleNamespace(settings=dataclasses.replace(SETTINGS, clip_norm=limit), runtime=on_a_cpu, _trained=ours)
+    assert trainer.Trainer._clip(asked) == float(nn.utils.clip_grad_norm_(theirs, limit or math.inf)) == 5  # type: ignore[arg-type]
+    assert [p.grad for p in ours] == [p.grad for p in theirs]
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])

@@ -801,11 +801,9 @@ def _compute_once(ready: Ready, asked: Question | None, cut: Cut | None) -> None
     from llmtrain.callback.progress import counted
     from llmtrain.model.base import fresh
     from llmtrain.model.head import NAME, pooled_head
-    from llmtrain.runtime import keep_memory
 
     built, machine, job = ready.built, ready.machine, ready.job
     if asked is not None and cut is not None and cut.decision.use:
-        keep_memory()
         with counted(machine.console, "batches of frozen states") as progress:
             made = asked.make(cut, progress if machine.main else frozen.silent)
         job.run_on(made.model, made.stages, made.validation, made.test)

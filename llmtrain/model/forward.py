@@ -44,8 +44,10 @@ ROWS = 64  # queries that attend at once
 STATES = "states"  # the input that holds what was computed once: hidden states (B, T, W) at a cut
 FEATURES = "features"  # the same for a whole frozen body: pooled vectors (B, hidden states, W)
 LONGEST = 512  # tokens; above, what is kept for backward grows past what time it saves
-FEW = 1024  # tokens of a batch; below, weights are what memory goes to, and casting them again takes as long as a third of the product
+FEW = 1024  # tokens of a batch; below, weights are what memory goes to, and casting one again takes a quarter of its product's time (measured at 430)
 SHORT = 64  # keys; below, torch's gradient of softmax in bf16 is not vectorised on a CPU, and takes six times that of fp32 and both casts
+
+_WHOLE = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # whole numbers of the same width
 
 _REACH: WeakKeyDictionary[nn.Module, Reach] = WeakKeyDictionary()
 
@@ -654,9 +656,6 @@ def _kept(words: Tensor, first: int, dtype: torch.dtype) -> Tensor:
     The comparison is numpy's, which is vectorised on a CPU, as torch's is not.
     """
     return torch.from_numpy(words.numpy() >= first).view(torch.int8).to(_WHOLE[dtype]).neg_()
-
-
-_WHOLE = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
 def _only(kept: Tensor, x: Tensor) -> Tensor:
