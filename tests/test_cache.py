@@ -500,7 +500,8 @@ SEVERAL = """
 def several(tmp_path: Path, gate: Path, *numbers: int) -> subprocess.Popen[str]:
     """A process that makes entries in one pass of three batches, as soon as there is a file `gate`."""
     script = tmp_path / "several.py"
-    script.write_text(textwrap.dedent(SEVERAL))
+    if not script.exists():  # written again, it would be empty for a moment, in which one that is starting may read it
+        script.write_text(textwrap.dedent(SEVERAL))
     environment = os.environ | {"PYTHONPATH": str(Path(cache.__file__).parents[1])}
     command = [sys.executable, str(script), str(tmp_path / "log"), str(gate), *map(str, numbers)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
