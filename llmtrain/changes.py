@@ -29,6 +29,8 @@ BITS = (
     "cache.use", "cache.dtype", "device", "devices", "distributed.strategy", "threads", "derived.versions", "derived.processor",
     "trainer.micro_batch_size", "trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens",
 )  # fmt: skip
+# How long the run is. A run that was made longer is not the one that it was started as, nor the longer one from the start.
+BUDGET = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens")
 # What is compared where both times know it, though it is not free: without a test there is no test data.
 WHERE_KNOWN = ("derived.validation_data", "derived.test_data")
 # What the run found out, and the sections that it may follow from: who allows a change there allows this one.
@@ -81,11 +83,34 @@ def stored(folder: Path) -> dict[str, Any] | None:
     raise CheckpointError(f"{path}: {wrong}; what the checkpoints were made with is not known", fix="restore that file, or start anew with another output_dir")
 
 
+def home(weights: Path) -> Path | None:
+    """The folder of the run that a folder of weights is, or belongs to as its final/; None where it is of no run."""
+    return next((folder for folder in (weights, weights.parent) if (folder / "config.yaml").is_file()), None)
+
+
+def own_config(folder: Path) -> dict[str, Any] | None:
+    """The config of a run: what it was started with, and each section that a resume changed as it is since; None where it is none of a run.
+
+    Raises:
+        ConfigError: a file of it cannot be read.
+    """
+    found = read_yaml(folder / "config.yaml")
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in ("data", "objective")):
+        return None
+    now = read_yaml(folder / "resolved.yaml") if (folder / "resolved.yaml").is_file() else None
+    history = now.get("changes") if isinstance(now, dict) else None
+    for change in history if isinstance(history, list) else ():
+        section = str(change.get("key")).partition(".")[0] if isinstance(change, dict) else ""
+        if section in found and isinstance(now, dict) and isinstance(now.get(section), type(found[section])):
+            found[section] = now[section]
+    return found
+
+
 def settle(main: bool, folder: Path, before: dict[str, Any] | None, resolved: dict[str, Any], resume: Path | None, allowed: list[str]) -> list[dict[str, Any]]:
     """Write resolved.yaml at the first start; a resume compares with it.
 
     Returns:
-        what differs in keys that `allow_change` names, and the bits with it: key, before and after of each.
+        what differs in keys that `allow_change` names, and the bits with it; else, what differs in the budget: key, before and after of each.
 
     Raises:
         CheckpointError: what the run learns from, or how, is no longer the same.
@@ -114,7 +139,8 @@ def settle(main: bool, folder: Path, before: dict[str, Any] | None, resolved: di
             now["derived.total_steps"],
             then["derived.total_steps"],
         )
-    return [{"key": k, "before": then.get(k), "after": now.get(k)} for k in (*guarded, *bits)] if guarded else []
+    kept = [*guarded, *bits] if guarded else [k for k in changed if k in BUDGET]
+    return [{"key": k, "before": then.get(k), "after": now.get(k)} for k in kept]
 
 
 def _refuse(folder: Path, before: dict[str, Any], now: dict[str, Any], guarded: list[str], allowed: list[str]) -> None:
@@ -157,12 +183,13 @@ def _within(key: str, names: Collection[str]) -> bool:
 def measured_otherwise(before: dict[str, Any] | None, resolved: dict[str, Any]) -> str | None:
     """Why metrics can no longer be held against those from before; None where they can."""
     changed = _changed(flat(before), flat(resolved)) if before is not None else []
-    found = [k for k in changed if _within(k, ("data", "objective", "derived.validation_data")) and k != "data.num_workers"]
+    asked = ("data", "objective", "derived.validation_data", "evaluation.max_samples")
+    found = [k for k in changed if _within(k, asked) and k != "data.num_workers"]
     return f"{', '.join(found)} changed" if found else None
 
 
 def write(main: bool, folder: Path, before: dict[str, Any] | None, resolved: dict[str, Any], changes: list[dict[str, Any]], step: int) -> None:
-    """Keep the history of what `allow_change` let through: resolved.yaml holds the config as it is from here on, and `changes` what was before.
+    """Keep the history of what `allow_change` let through, and of how long the run was to be: resolved.yaml holds the config as it is from here on, and `changes` what was before.
 
     Nothing is written before the checkpoint was found to fit, so that a config that is refused leaves no trace.
     """
@@ -172,7 +199,7 @@ def write(main: bool, folder: Path, before: dict[str, Any] | None, resolved: dic
     if not history:
         return
     resolved["changes"] = history
-    if changes:
+    if any(not free(change["key"]) for change in changes):  # a change of the budget alone was told already
         lines = ", ".join(f"{c['key']} {_brief(c['before'])} → {_brief(c['after'])}" for c in changes)
         order = any(_within(c["key"], ("data", "objective", "seed", "trainer.batch_size", "derived.train_data")) for c in changes)
         more = "; the order of the samples is another one too: in this epoch some come again and some not at all" if order else ""

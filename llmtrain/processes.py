@@ -31,7 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from llmtrain.errors import DistributedError, LLMTrainError, Stopped, masked
+from llmtrain.errors import DistributedError, LLMTrainError, Stopped, masked, shown
 
 MEETING = "LLMTRAIN_MEETING"  # the variable that names the folder where the ranks of `launch` meet
 LOG = "processes.log"  # in the run's folder: what the ranks print to stderr, and the whole of their errors
@@ -390,5 +390,15 @@ def differing(configs: Sequence[Mapping[str, str]], limit: int = 3) -> list[str]
         values = [config.get(key, "absent") for config in configs]
         other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
         if other is not None:
-            found.append(f"{key} is {values[0]} on rank 0 and {values[other]} on rank {other}")
+            first, second = _told_apart(values[0], values[other])
+            found.append(f"{key} is {first} on rank 0 and {second} on rank {other}")
     return found if len(found) <= limit else [*found[:limit], f"and {len(found) - limit} more"]
+
+
+def _told_apart(first: str, second: str) -> tuple[str, str]:
+    """Two values as a message shows them: of long ones that begin alike, from shortly before they differ."""
+    if shown(first) != shown(second):
+        return shown(first), shown(second)
+    same = len(os.path.commonprefix([first, second]))
+    cut = max(0, same - 20)
+    return shown(f"…{first[cut:]}"), shown(f"…{second[cut:]}")

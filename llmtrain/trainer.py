@@ -265,14 +265,18 @@ class Leg:
 
 
 def legs(phases: Sequence[Phase], stages: Sequence[Stage], total: int) -> list[Leg]:
-    """Phases and stages laid over each other. Each leg draws an order of its own."""
+    """Phases and stages laid over each other. Each leg draws an order of its own, and its epochs count on from those of the leg before."""
     ends = sorted({*(phase.until for phase in phases), *(stage.until for stage in stages)})
-    found = []
+    found: list[Leg] = []
+    begin = before = 0
     for number, end in enumerate(ends):
         phase = next(phase for phase in phases if phase.until >= end)
         stage = next(stage for stage in stages if stage.until >= end)
-        stage = replace(stage, order=replace(stage.order, phase=number))
-        found.append(Leg(total if end == ends[-1] else round(end * total), phase, stage))
+        stage = replace(stage, order=replace(stage.order, phase=number, before=before))
+        last = total if end == ends[-1] else round(end * total)
+        found.append(Leg(last, phase, stage))
+        before += -(-(last - begin) // stage.order.per_epoch)
+        begin = last
     return found
 
 

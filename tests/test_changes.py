@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 from itertools import pairwise
@@ -13,9 +14,11 @@ import yaml
 
 from llmtrain import changes
 from llmtrain.command import train as command
+from llmtrain.command.parts import parts
 from llmtrain.config import compose
-from llmtrain.errors import CheckpointError, ConfigError, Stopped
+from llmtrain.errors import CheckpointError, ConfigError, DataError, NonFiniteError, Stopped
 from llmtrain.runtime import Runtime
+from llmtrain.trainer import Trainer
 from tests.command.test_train import damage
 from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, record_of, stop_after, tiny
 
@@ -127,6 +130,72 @@ def test_updates_that_are_done_again_from_before_a_change_are_under_the_new_conf
     shutil.rmtree(run / "final")
     train(run, "optimizer.lr=0.01", f"resume={run / 'checkpoints' / 'step-00000003'}", "checkpoint.keep_last=9")
     assert [entry["step"] for entry in record_of(run)["changes"]] == [3]
+
+
+def test_a_run_that_was_made_longer_says_so_and_says_it_once(train: Train, stopped: Path, tmp_path: Path) -> None:
+    run = train(copy(stopped, tmp_path / "run"), "trainer.max_steps=8")
+    resolved = yaml.safe_load((run / "resolved.yaml").read_text())
+    change = {"step": 4, "key": "trainer.max_steps", "before": 6, "after": 8}
+    assert (record_of(run)["changes"], resolved["changes"], resolved["trainer"]["max_steps"], resolved["derived"]["total_steps"]) == ([change], [change], 8, 8)
+    assert [line for line in record_of(run)["warnings"] if line.startswith(HISTORY)] == []  # it is told as what it is
+    assert [line for line in record_of(run)["warnings"] if "trainer.max_steps was 6 and is 8" in line]
+    shutil.rmtree(run / "final")
+    train(run, "trainer.max_steps=8")
+    assert (record_of(run)["changes"], record_of(run)["warnings"]) == ([change], [])
+
+
+def test_r11_a_best_that_was_judged_by_other_rows_is_looked_for_anew(train: Train, stopped: Path, tmp_path: Path) -> None:
+    run = train(copy(stopped, tmp_path / "run"), "evaluation.max_samples=3")
+    assert [line for line in record_of(run)["warnings"] if "evaluation.max_samples changed" in line and "looked for anew" in line]
+
+
+def no_data(*_: object) -> None:
+    raise DataError("rows.csv is not there")
+
+
+@pytest.mark.parametrize("wrong", ["another rate", "no data"])
+def test_e16_e19_a_start_that_is_refused_takes_nothing_from_what_a_finished_run_says(
+    train: Train, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    run = train(copy(stopped, tmp_path / "run"))
+    before = {name: (run / name).read_bytes() for name in ("run.json", "resolved.yaml", "config.yaml", "metrics.jsonl")}
+    with monkeypatch.context() as patch, pytest.raises((CheckpointError, DataError)):
+        if wrong == "no data":
+            patch.setattr(command, "_data", no_data)
+        train(run, *(["optimizer.lr=0.01"] if wrong == "another rate" else []))
+    assert {name: (run / name).read_bytes() for name in before} == before
+    train(run)  # already complete
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_where_nothing_is_gone_on_from_the_run_is_that_of_its_own_settings(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier start had other settings and ended before a checkpoint: nothing of it is left, neither its tokenizer nor what it was told."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", lambda job: (_ for _ in ()).throw(NonFiniteError("no number")))
+        with pytest.raises(NonFiniteError):
+            train(run, "tokenizer.vocab_size=310", "optimizer.lr=0.01")
+    train(run, "optimizer.lr=0.003")
+    config, derived = (yaml.safe_load((run / name).read_text()) for name in ("config.yaml", "resolved.yaml"))
+    assert (config["tokenizer"]["vocab_size"], config["optimizer"]["lr"]) == (derived["derived"]["vocabulary"], 0.003)
+    assert len(json.loads((run / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]) == config["tokenizer"]["vocab_size"]
+    assert len((run / "overrides.txt").read_text().splitlines()) == 1
+
+
+def test_a_run_of_the_other_verb_is_not_gone_on_with(train: Train, finetune: Train, stopped: Path, tmp_path: Path) -> None:
+    run = copy(stopped, tmp_path / "run")
+    before = digests(run / "checkpoints" / "step-00000004")
+    with pytest.raises(ConfigError, match=r"is a run of `llmtrain pretrain`: `llmtrain finetune` does not go on from it") as caught:
+        finetune(run)
+    assert caught.value.exit_code == 2
+    assert digests(run / "checkpoints" / "step-00000004") == before
+
+
+def test_e20_a_link_to_a_run_stands_for_it(train: Train, stopped: Path, tmp_path: Path) -> None:
+    run, link = copy(stopped, tmp_path / "run"), tmp_path / "current"
+    link.symlink_to(run)
+    settings = parts(compose("pretrain", [f"resume={link}"]).config).runtime
+    assert command.find_resume(command.run_folder("pretrain", settings), settings) == link / "checkpoints" / "step-00000004"
 
 
 def test_the_page_on_resuming_names_every_key_that_a_resume_may_change() -> None:

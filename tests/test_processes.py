@@ -270,10 +270,14 @@ def test_under_another_launcher_an_error_is_printed_once(
 def test_f08_the_first_keys_that_differ_are_named_with_both_values_and_the_ranks() -> None:
     one = {"a": "1", "b": "1", "c": "1", "d": "1", "e": "1"}
     assert processes.differing([one, one]) == []
-    assert processes.differing([one, one, {**one, "b": "2"}]) == ["b is 1 on rank 0 and 2 on rank 2"]
+    assert processes.differing([one, one, {**one, "b": "2"}]) == ["b is '1' on rank 0 and '2' on rank 2"]
     assert processes.differing([one, {**dict.fromkeys("abcd", "2"), "f": "1"}]) == [
-        *(f"{key} is 1 on rank 0 and 2 on rank 1" for key in "abc"), "and 3 more"
+        *(f"{key} is '1' on rank 0 and '2' on rank 1" for key in "abc"), "and 3 more"
     ]  # fmt: skip
+    long = f"/data/{'x' * 100}/"
+    assert processes.differing([{"a": f"{long}one.txt"}, {"a": f"{long}two.txt"}]) == [
+        f"a is '…{'x' * 19}/one.txt' on rank 0 and '…{'x' * 19}/two.txt' on rank 1"
+    ]
 
 
 def test_a_place_is_noted_for_those_that_wait_only_where_there_are_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

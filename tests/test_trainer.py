@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmtrain import trainer
 from llmtrain.callback.progress import Progress
+from llmtrain.data.loader import Order
 from llmtrain.errors import ConfigError, NonFiniteError, SettingError, Stopped
 from llmtrain.finetune.base import Phase
 from llmtrain.optimizer import state_by_name
+from llmtrain.trainer import Stage
 from tests.conftest import ANSWERS, Train, outcome, tiny
 
 RAGGED = ("objective.packing=false", "trainer.log_every_steps=1")
@@ -595,3 +598,25 @@ def test_a_run_on_a_gpu_in_bf16_learns(train: Train, tmp_path: Path) -> None:
     run = train(tmp_path / "run", "device=cuda", "precision=auto", "trainer.max_steps=30")
     losses = records(run, "loss_next_token")
     assert losses[-1] < losses[0]
+
+
+# --- legs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "total"), [(10, 9), (10, 10), (7, 23), (4, 3)])
+def test_no_sample_is_drawn_twice_for_one_epoch_in_whatever_phase(rows: int, total: int) -> None:
+    """What is drawn from the epoch and the sample, masks and pairs, would else be the same in every phase that begins on the same examples."""
+    order = Order(np.arange(rows), batch_size=2, seed=0)
+    phases = [Phase(until=until, trainable=frozenset()) for until in (0.3, 0.7, 1.0)]
+    drawn, begin = [], 0
+    for leg in trainer.legs(phases, [Stage(1.0, Dataset.from_dict({}), order)], total):
+        for (epoch, batch), _ in zip(leg.stage.order.updates(), range(leg.last - begin), strict=False):
+            drawn += [(epoch, int(sample)) for sample in batch]
+        begin = leg.last
+    assert begin == total
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_a_run_of_one_phase_counts_its_epochs_from_0() -> None:
+    (leg,) = trainer.legs([Phase(until=1.0, trainable=frozenset())], [Stage(1.0, Dataset.from_dict({}), Order(np.arange(4), batch_size=2, seed=0))], 6)
+    assert [epoch for (epoch, _), _ in zip(leg.stage.order.updates(1), range(4), strict=False)] == [0, 1, 1, 2]

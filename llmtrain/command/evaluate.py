@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from llmtrain import files, runtime
+from llmtrain import changes, files, runtime
 from llmtrain.command import train
 from llmtrain.command.parts import asks_newest, refuse_wrong_pair
-from llmtrain.config import Composed, build, parse, read_yaml, section
+from llmtrain.config import Composed, build, parse, section
 from llmtrain.data import questions
 from llmtrain.data.base import SPLITS, Data
 from llmtrain.errors import CheckpointError, ConfigError, DataError, plain, printable, require
@@ -112,14 +112,15 @@ def inherited(overrides: list[str]) -> dict[str, Any]:
     given = {override.key_or_group: override.value() for override in parse(overrides)}
     checkpoint = str(given.get("model.checkpoint", "newest"))
     try:
-        path = (runtime.newest_run() if checkpoint == "newest" else files.expanded(checkpoint)) / "config.yaml"
+        weights = runtime.newest_run() if checkpoint == "newest" else files.expanded(checkpoint)
     except CheckpointError:  # help and --cfg job do without; the command itself will say so
         return {}
-    if not path.is_file():
+    folder = changes.home(weights)
+    own = changes.own_config(folder) if folder is not None else None
+    if own is None:
+        if folder == weights:
+            raise CheckpointError(f"{weights / 'config.yaml'} is not the config of a run", allowed=f"sections {', '.join(INHERITED)}")
         return {}
-    own = read_yaml(path)
-    if not isinstance(own, dict) or not all(isinstance(own.get(name), dict) for name in INHERITED):
-        raise CheckpointError(f"{path} is not the config of a run", allowed=f"sections {', '.join(INHERITED)}")
     return {name: own[name] for name in INHERITED if name not in given}
 
 

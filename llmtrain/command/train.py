@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import sys
 import time
 import traceback
@@ -25,7 +26,7 @@ from llmtrain.command.parts import Parts, advice, asks_newest, fits, parts, with
 from llmtrain.config import Composed, build, flat, read_yaml, refuse_targets, section, without_secrets
 from llmtrain.data import questions
 from llmtrain.data.base import Data, Target
-from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError, DistributedError, LLMTrainError, Stopped, masked, plain, printable, shown
+from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError, DistributedError, LLMTrainError, Stopped, masked, plain, printable
 from llmtrain.finetune.base import Finetune, Phase
 from llmtrain.machine import doubts
 from llmtrain.model.base import Attention, Combine, Head, HeadKind, Outputs, Pooling
@@ -62,7 +63,7 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
         return _start_as_rank(composed.config, overrides, verb, built.runtime, notes)
     for line in notes:
         print(f"note: {plain(line)}")
-    name_newest(composed.config, verb, continued(built.runtime))
+    name_newest(composed.config, verb, continued(built.runtime, verb))
     if built.runtime.processes == 1:  # several find out themselves: this process then never imports torch
         runtime.check(built.runtime)
         fits(parts(composed.config))
@@ -106,7 +107,7 @@ def _start_as_rank(config: DictConfig, overrides: list[str], verb: str, settings
                 for line in notes:
                     print(f"note: {plain(line)}")
                 try:
-                    name_newest(config, verb, continued(settings))
+                    name_newest(config, verb, continued(settings, verb))
                     folder = run_folder(verb, settings)
                     lock.enter_context(runtime.locked(folder))
                     processes.results(folder)  # of an earlier start
@@ -149,7 +150,7 @@ def different(gather: Callable[[Any], list[Any]], config: DictConfig) -> ConfigE
     """An error where the processes of a run were given different configs, or are of different versions; the same on all of them."""
     import torch
 
-    texts = {key: shown(masked(str(value))) for key, value in flat(OmegaConf.to_container(config, resolve=False)).items()}
+    texts = {key: masked(str(value)) for key, value in flat(OmegaConf.to_container(config, resolve=False)).items()}
     own = {**texts, "the version of llmtrain": llmtrain.__version__, "the version of torch": torch.__version__}
     if len(set(gather(hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()))) == 1:
         return None
@@ -238,12 +239,8 @@ def name_newest(config: DictConfig, verb: str | None = None, folder: Path | None
 
 def run_of(checkpoint: str) -> dict[str, Any]:
     """The config of the run that a folder of weights is, or belongs to; nothing where it is of no run."""
-    folder = files.expanded(checkpoint)
-    for path in (folder / "config.yaml", folder.parent / "config.yaml"):
-        if path.is_file():
-            found = read_yaml(path)
-            return found if isinstance(found, dict) and all(isinstance(found.get(name), dict) for name in ("data", "objective")) else {}
-    return {}
+    folder = changes.home(files.expanded(checkpoint))
+    return (changes.own_config(folder) if folder is not None else None) or {}
 
 
 def trained_on(checkpoint: str) -> list[str] | None:
@@ -335,6 +332,7 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
                     log.warning("%s is of the course that the run took before it went back to step %d: nothing goes on from it", path, job.state.step)
             changes.write(machine.main, folder, stored, resolved, let, job.state.step)
             record.content["changes"] = resolved.get("changes", [])
+            record.begun = True
             try:
                 state = job.fit()
             finally:
@@ -405,7 +403,8 @@ def find_resume(folder: Path, settings: runtime.Settings) -> Path | None:
         files.recover(place)
     if settings.resume not in ("auto", "never", "must"):
         path = Path(settings.resume)
-        if checkpoint.STEP.fullmatch(path.name) or path.is_symlink() or (path / files.MANIFEST).is_file():
+        # A link may be `last` or `best`, or a name of the user's for the whole run.
+        if checkpoint.STEP.fullmatch(path.resolve().name) or (path / files.MANIFEST).is_file():
             wrong = files.problem(path) if path.is_dir() else "no such folder"
             if wrong:
                 raise CheckpointError(f"resume={path}: {wrong}", fix=sharding.NEWEST)
@@ -422,16 +421,28 @@ def find_resume(folder: Path, settings: runtime.Settings) -> Path | None:
 
 def run_folder(verb: str, settings: runtime.Settings) -> Path:
     """The folder of this run: new, or the one to continue."""
-    return continued(settings) or runtime.new_run_folder(verb, settings)
+    return continued(settings, verb) or runtime.new_run_folder(verb, settings)
 
 
-def continued(settings: runtime.Settings) -> Path | None:
+def continued(settings: runtime.Settings, verb: str) -> Path | None:
     """The run that is continued; None for a new one. Nothing is made.
 
     Raises:
-        ConfigError: `output_dir` holds something that is not a run, or a run that `resume` does not allow.
+        ConfigError: `output_dir` holds something that is not a run, a run of another verb, or one that `resume` does not allow.
         CheckpointError: `resume` names or insists on a run that is not there.
     """
+    found = _continued(settings)
+    own = None
+    with contextlib.suppress(ConfigError):  # a damaged one: resolved.yaml says what is gone on with, where that is needed
+        own = read_yaml(found / "config.yaml") if found is not None else None
+    if isinstance(own, dict) and isinstance(own.get("objective"), dict):
+        other = "finetune" if "cache" in own else "pretrain"
+        if other != verb:
+            raise ConfigError(f"{found} is a run of `llmtrain {other}`: `llmtrain {verb}` does not go on from it", fix="another output_dir")
+    return found
+
+
+def _continued(settings: runtime.Settings) -> Path | None:
     folder = Path(settings.output_dir) if settings.output_dir else None
     if settings.resume not in ("auto", "never", "must"):
         path = Path(settings.resume)
@@ -456,8 +467,17 @@ def continued(settings: runtime.Settings) -> Path | None:
 
 
 def write_config(folder: Path, config: DictConfig, overrides: list[str]) -> None:
-    """config.yaml as composed, once: a run that was refused before it began leaves nothing to keep. overrides.txt: one invocation a line."""
-    if not (folder / "resolved.yaml").is_file() and not checkpoint.listed(folder):
+    """config.yaml as composed. overrides.txt: one invocation a line.
+
+    Where no checkpoint is there, nothing is gone on from, whatever an earlier start left: its settings, what it decided and its
+    tokenizer go, or this run would be told by settings that it does not have, and read with the ids of another one's words.
+    """
+    anew = not checkpoint.listed(folder)
+    if anew:
+        for name in ("resolved.yaml", "overrides.txt"):
+            (folder / name).unlink(missing_ok=True)
+        if (folder / "tokenizer").is_dir():
+            shutil.rmtree(folder / "tokenizer")
         files.replace(folder / "config.yaml", OmegaConf.to_yaml(without_secrets(config)).encode())
     with (folder / "overrides.txt").open("a", encoding="utf-8") as file:
         file.write(masked(" ".join(overrides)) + "\n")
@@ -1229,11 +1249,12 @@ def _filled(say: Callable[..., None], job: Trainer, model: PreTrainedModel, toke
 
 
 class Record:
-    """What run.json will say. `skip`: leave the file as it is."""
+    """What run.json will say. `skip`: leave the file as it is. `begun`: from here on it may differ from what the last start left."""
 
     def __init__(self) -> None:
         self.content: dict[str, Any] = {}
         self.skip = False
+        self.begun = False
 
 
 @contextlib.contextmanager
@@ -1250,7 +1271,9 @@ def _recorded(machine: Runtime, folder: Path, verb: str) -> Iterator[Record]:
         status = {"status": "failed", "exit_code": 1, "error": masked(f"{type(error).__name__}: {error}")[:500]}
         raise
     finally:
-        if machine.main and not record.skip:
+        # A start that is refused, or broken off before its first update, takes nothing from what a finished run says of itself.
+        kept = record.skip or (not record.begun and _said_to_be_done(folder) is not None)
+        if machine.main and not kept:
             about = {
                 "verb": verb,
                 **status,

@@ -36,7 +36,7 @@ def command(composed: Composed, overrides: list[str]) -> int:
     built = tick("settings: every key, type and range", lambda: parts(composed.config))
     for line in composed.notes + without_effect(built, composed.given) + advice(built):
         print(f"  note: {plain(line)}")
-    tick("folder: output_dir and resume", lambda: train.continued(built.runtime))
+    tick("folder: output_dir and resume", lambda: train.continued(built.runtime, verb))
     tick("model and objective fit", lambda: fits(built))
     tick("device and precision on this machine", lambda: runtime.check(built.runtime))
     tick("data: files are there and can be read", built.data.check)

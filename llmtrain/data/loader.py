@@ -40,12 +40,15 @@ class Order:
         batch_size: samples of a global batch; the last one of an epoch may have fewer.
         seed: of the permutations.
         phase: phases draw orders of their own.
+        before: epochs that were begun before the first one here. They count on through the phases of a run, so that masks and pairs,
+            which are drawn from the epoch and the sample, are never drawn twice.
     """
 
     lengths: np.ndarray
     batch_size: int
     seed: int
     phase: int = 0
+    before: int = 0
 
     @property
     def per_epoch(self) -> int:
@@ -59,7 +62,7 @@ class Order:
         return float(self.lengths.mean() if len(self.lengths) else 1) < 0.98 * longest
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The global batches of an epoch, each an array of sample ids."""
+        """The global batches of an epoch, counted from the first one here, each an array of sample ids."""
         draw = generator(self.seed, "order", self.phase, epoch)
         samples = draw.permutation(len(self.lengths))
         if self.grouped:
@@ -70,11 +73,11 @@ class Order:
         return [batches[i] for i in draw.permutation(len(batches))] if self.grouped else batches
 
     def updates(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """(epoch, global batch) of each update from `start` on, without end."""
+        """(epoch of the run, global batch) of each update from `start` on, without end."""
         epoch, position = divmod(start, self.per_epoch)
         while True:
             for batch in self.epoch(epoch)[position:]:
-                yield epoch, batch
+                yield self.before + epoch, batch
             epoch, position = epoch + 1, 0
 
     def steps(self, *, epochs: float | None = None, tokens: int | None = None) -> int:

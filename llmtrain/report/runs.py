@@ -256,8 +256,12 @@ def _run(home: Path, swept: frozenset[str] = frozenset(), further: str = "") -> 
         further: options of the command that are no settings.
     """
     opened = _opened(home)
-    config, record = flat(opened.config), opened.record
+    record = opened.record
+    changed = _changes(record)
+    config = _changed(flat(opened.config), changed)
     settings = _settings(opened.config, config, swept)
+    if changed:
+        settings["changes"] = "; ".join(map(_change, changed))
     best, cost, freezing = (_mapping(record.get(name)) for name in ("best", "cost", "freezing"))
     sections = tuple({"section": name, **_mapping(facts)} for name, facts in _mapping(freezing.get("sections")).items())
     metric = str(best.get("metric") or metric_of(config))
@@ -290,19 +294,54 @@ def _run(home: Path, swept: frozenset[str] = frozenset(), further: str = "") -> 
         disk_mb=_number(cost.get("disk_mb")),
         curve=curve,
         train_curve=other,
-        command=_command(verb, further or _config_dir(str(record.get("command") or "")), _pinned(overrides, opened.config)) if overrides or config else "",
+        command=_command(verb, further or _config_dir(str(record.get("command") or "")), _after(_pinned(overrides, opened.config), changed))
+        if overrides or config
+        else "",
         predictions=predictions if predictions.is_file() else None,
         machine=_mapping(record.get("device")),
         versions={str(name): str(version) for name, version in _mapping(record.get("versions")).items()},
-        warnings=tuple(map(str, _listed(record.get("warnings")))) + _changes(record) + remark,
+        warnings=tuple(map(str, _listed(record.get("warnings")))) + tuple(map(_change, changed)) + remark,
         started=str(record.get("started") or ""),
     )
 
 
-def _changes(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a resume of the run changed: config.yaml, and so its settings here, say what it was started with."""
-    found = [change for change in _listed(record.get("changes")) if isinstance(change, dict)]
-    return tuple(f"{c.get('key')} was {c.get('before')} up to step {c.get('step')} and {c.get('after')} from there on" for c in found)
+def _changes(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What resumes of the run changed, in their order: step, key, before and after of each."""
+    return [change for change in _listed(record.get("changes")) if isinstance(change, dict) and isinstance(change.get("key"), str)]
+
+
+def _change(change: Mapping[str, Any]) -> str:
+    return f"{change['key']} was {change.get('before')} up to step {change.get('step')} and {change.get('after')} from there on"
+
+
+def _of_kinds(changes: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Sections that became of another kind: they have other keys."""
+    return frozenset(change["key"].removesuffix(".kind") for change in changes if change["key"].endswith(".kind"))
+
+
+def _changed(config: dict[str, Any], changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The config as it is since the last change; config.yaml says what the run was started with."""
+    found = dict(config)
+    for change in changes:
+        key = change["key"]
+        if key.startswith("derived."):
+            continue
+        if change.get("after") is None and _is_of(key, tuple(_of_kinds(changes))):
+            found.pop(key, None)
+        else:
+            found[key] = change.get("after")
+    return found
+
+
+def _after(overrides: Sequence[str], changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Overrides with the values that keys have since the last change. A section of another kind is left: its name is not known here."""
+    last = {c["key"]: c.get("after") for c in changes if not c["key"].startswith("derived.") and not _is_of(c["key"], tuple(_of_kinds(changes)))}
+    return [text for text in overrides if text.lstrip("+").partition("=")[0] not in last] + [f"{key}={_typed(value)}" for key, value in last.items()]
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed in an override."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _opened(home: Path) -> _Folder:

@@ -175,10 +175,34 @@ def test_numbers_that_are_none_are_kept(tmp_path: Path, value: float) -> None:
     assert found == value or (math.isnan(found) and math.isnan(value))
 
 
-def test_what_a_resume_changed_is_said_beside_settings_that_are_those_of_the_start(tmp_path: Path) -> None:
+def test_what_a_resume_changed_is_said_and_the_settings_are_those_since(tmp_path: Path) -> None:
     change = {"step": 4, "key": "optimizer.lr", "before": 5e-05, "after": 0.001}
-    found = only(folder(tmp_path / "run", record={"changes": [change, "damaged"]}))
-    assert found.warnings == ("careful", "optimizer.lr was 5e-05 up to step 4 and 0.001 from there on")
+    found = only(folder(tmp_path / "run", record={"changes": [change, "damaged", {"key": None}]}))
+    said = "optimizer.lr was 5e-05 up to step 4 and 0.001 from there on"
+    assert found.warnings == ("careful", said)
+    assert (found.settings["optimizer.lr"], found.settings["changes"]) == (0.001, said)
+    assert found.command == "llmtrain finetune finetune=last_layers seed=0 optimizer.lr=0.001"
+
+
+def test_a_run_that_was_made_longer_is_not_taken_for_one_that_was_that_long_or_that_short_from_the_start(tmp_path: Path) -> None:
+    change = {"step": 6, "key": "trainer.max_epochs", "before": 3, "after": 6}
+    longer = folder(tmp_path / "longer", record={"changes": [change]}, typed="finetune=last_layers seed=0 trainer.max_epochs=3")
+    short, long = folder(tmp_path / "short"), folder(tmp_path / "long", config={"trainer.max_epochs": 6})
+    found = by_name(read([longer, short, long]))
+    assert {name: run.settings["trainer.max_epochs"] for name, run in found.items()} == {"longer": 6, "short": 3, "long": 6}
+    assert found["longer"].command == "llmtrain finetune finetune=last_layers seed=0 trainer.max_epochs=6"
+    assert len({json.dumps(run.settings, sort_keys=True) for run in found.values()}) == 3
+
+
+def test_a_section_that_became_of_another_kind_has_its_keys(tmp_path: Path) -> None:
+    changes = [
+        {"step": 4, "key": "schedule.kind", "before": "cosine", "after": "linear"},
+        {"step": 4, "key": "schedule.cycles", "before": 2, "after": None},
+        {"step": 4, "key": "derived.train_data", "before": "1", "after": "2"},
+    ]
+    found = only(folder(tmp_path / "run", config={"schedule.kind": "cosine", "schedule.cycles": 2}, record={"changes": changes}))
+    assert {key: value for key, value in found.settings.items() if key.startswith(("schedule", "derived"))} == {"schedule.kind": "linear"}
+    assert found.command == "llmtrain finetune finetune=last_layers seed=0"
 
 
 def test_a_run_without_a_test_split_has_no_test(tmp_path: Path) -> None:
