@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 import yaml
 
 from llmtrain import changes
@@ -231,6 +233,28 @@ def test_e16_r11_what_moves_may_change_where_its_stretches_fit(finetune: Train, 
     record = record_of(finetune(tmp_path / "run", *two, "allow_change=[finetune.blocks]"))
     assert [(entry["key"], entry["after"]) for entry in record["changes"]] == [("finetune.blocks", 2), ("cache.use", "never")]
     assert (record["status"], record["freezing"]["frozen_but_moved"], record["freezing"]["trainable_but_still"]) == ("finished", [], [])
+
+
+def test_e16_r11_less_may_move_than_before(finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What moved until the resume is frozen as it is then, and so is what is computed of it once."""
+    mode = ("finetune=last_layers", "finetune.blocks=2", "cache.use=never")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            finetune(tmp_path / "never", *mode)
+    copy(tmp_path / "never", tmp_path / "always")
+    weights, states = {}, {}
+    for use in ("never", "always"):
+        run = tmp_path / use
+        asked = ("finetune=last_layers", "finetune.blocks=1", f"cache.use={use}")
+        record = record_of(finetune(run, *asked, "allow_change=[finetune.blocks,cache]"))
+        found = record["freezing"]
+        assert (record["status"], found["frozen_but_moved"], found["trainable_but_still"]) == ("finished", [], [])
+        assert found["frozen_since_a_change"]
+        assert all(".layer.0." in name for name in found["frozen_since_a_change"])
+        weights[use], states[use] = safetensors.torch.load_file(run / "final" / "model.safetensors"), record["validation"]
+    assert all(torch.allclose(tensor, weights["always"][name], atol=1e-6) for name, tensor in weights["never"].items())
+    assert states["never"] == pytest.approx(states["always"], abs=1e-5)
 
 
 @pytest.mark.long

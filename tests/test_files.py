@@ -93,3 +93,22 @@ def test_several_files_have_one_hash_of_their_contents_in_their_order(tmp_path: 
     assert files.sha256_of([two, one]) != found
     two.write_text("3")
     assert files.sha256_of([one, two]) != found
+
+
+def test_e07_one_bit_of_a_manifest_is_seen_or_changes_nothing_that_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "step-00000004"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "state.json").write_bytes(b"{}")
+    files.write_manifest(folder, {"step": 4})
+    path = folder / files.MANIFEST
+    whole = path.read_bytes()
+    unseen = []
+    for position in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
+            if files.problem(folder) is None:
+                unseen.append(json.loads(path.read_text()))
+    expected = json.loads(whole)
+    assert all(found["files"] == expected["files"] and found["version"] == expected["version"] for found in unseen)
+    assert len(unseen) < len(whole)  # of eight times as many flips: blanks, and `step`, which the folder's name and state.json have

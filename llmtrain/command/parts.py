@@ -132,6 +132,7 @@ def fits(parts: Parts) -> None:
         )
 
 
+FRESH_LR = 5e-4  # above it, a learning rate is one for weights that are drawn: BERT and GPT-1 were pretrained at 1e-4 and 2.5e-4
 PAIRS = "objective=next_token with causal models (GPT, Llama, …); masked_lm with bidirectional ones; sentence_order and bert with BERT's relatives"
 
 
@@ -233,7 +234,15 @@ def without_effect(parts: Parts, given: set[str]) -> list[str]:
 
 def advice(parts: Parts) -> list[str]:
     """What is allowed and seldom meant."""
+    found = []
+    if parts.cache is None and parts.model.tokenizer_path is not None and parts.optimizer.lr > FRESH_LR:
+        found.append(
+            f"optimizer.lr={parts.optimizer.lr:g} is a rate for weights that are drawn; those of model.checkpoint are soon lost at it. "
+            "BERT was trained further at 2e-5: optimizer.lr=2e-5"
+        )
     unit = getattr(getattr(parts.data, "documents", None), "value", None)
     if "sentence_order" in parts.objective.terms and unit in ("line", "blank_line"):
-        return [f"data.documents={unit}: in short documents the first word tells the order of sentences; data.documents=file or chapter are meant for this"]
-    return []
+        found.append(
+            f"data.documents={unit}: in short documents the first word tells the order of sentences; data.documents=file or chapter are meant for this"
+        )
+    return found

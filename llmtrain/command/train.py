@@ -321,12 +321,13 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
             record.skip = True
             return
         _panel(built, machine, job, anatomy, folder, cut, verb)
+        job.forget_best = changes.measured_otherwise(stored, resolved)
         with enough_memory(job):
+            job.restore()  # before anything is computed of what is frozen: under other settings it may have moved until here
+            moved_before = _moved_before(ready, [*((stored or {}).get("changes") or []), *let])
             _compute_once(ready, asked, cut)
         machine.begun.set()
         with enough_memory(job):
-            job.forget_best = changes.measured_otherwise(stored, resolved)
-            job.restore()
             if machine.main and resume is not None:
                 for path in checkpoint.set_aside(folder, job.state.step):
                     log.warning("%s is of the course that the run took before it went back to step %d: nothing goes on from it", path, job.state.step)
@@ -345,12 +346,12 @@ def run(config: DictConfig, verb: str, folder: Path) -> None:
             judged = _judged(job, best)
             job.gather()
         step = state.best_step if best and state.best_step is not None else state.step
-        record.content["freezing"] = machine.broadcast(_proof(job, ready.started, anatomy, step) if machine.main else None)
+        record.content["freezing"] = machine.broadcast(_proof(job, ready.started, anatomy, step, moved_before) if machine.main else None)
         refuse_moved(record.content["freezing"]["frozen_but_moved"])
         if machine.main:
             record.content["test"] = built.objective.metrics(judged["test"]) if "test" in judged else None
             _write_predictions(built.objective, judged, folder)
-            _export(built, job, tokenizer, folder, record.content)
+            _export(built, job, tokenizer, folder, {**record.content, "exported_step": step})
             record.content["cost"]["disk_mb"] = round(files.size(folder) / 1e6, 1)
             _goodbye(machine, job, state, tokenizer, folder, record.content, settings.seed, verb)
         machine.accelerator.wait_for_everyone()
@@ -1053,12 +1054,32 @@ def _baselines(built: Parts, job: Trainer, rows: dict[str, Dataset]) -> dict[str
     return built.objective.baselines(rows["train"], rows["validation"])
 
 
-def _proof(job: Trainer, started: dict[str, str], anatomy: Anatomy, step: int) -> dict[str, Any]:
-    """Tensor by tensor, of the weights after `step`: what was frozen until then has the bits it had, and what was trained has others."""
+def _moved_before(ready: Ready, history: list[dict[str, Any]]) -> frozenset[str]:
+    """What moves no more, and moved until a resume changed what moves: the restored checkpoint has other bits of it than the start.
+
+    Raises:
+        ConfigError: the model is divided, so that no process knows a whole tensor of the checkpoint.
+    """
+    if not any(str(change.get("key")).startswith("finetune.") for change in history):
+        return frozenset()
+    job = ready.job
+    if job.runtime.sharded:
+        raise ConfigError("allow_change=[finetune]: a model that is divided over processes keeps what moves", fix="distributed.strategy=ddp")
+    moving = frozenset().union(*(phase.trainable for phase in job.phases))
+    now = checkpoint.tensors(job.saved)
+    return frozenset(name for name, _ in job.saved.named_parameters() if name not in moving and checkpoint.tensor_sha256(now[name]) != ready.started[name])
+
+
+def _proof(job: Trainer, started: dict[str, str], anatomy: Anatomy, step: int, moved_before: frozenset[str]) -> dict[str, Any]:
+    """Tensor by tensor, of the weights after `step`: what was frozen until then has the bits it had, and what was trained has others.
+
+    Args:
+        moved_before: what was trained under earlier settings of the run and is frozen now: it counts as trained.
+    """
     from llmtrain.report import blocks
 
     begins = [0, *(leg.last for leg in job.legs)]
-    trainable = frozenset().union(*(leg.phase.trainable for leg, begin in zip(job.legs, begins, strict=False) if begin < step))
+    trainable = frozenset().union(moved_before, *(leg.phase.trainable for leg, begin in zip(job.legs, begins, strict=False) if begin < step))
     now = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(job.saved).items()}
     frozen = [n for n, _ in job.saved.named_parameters() if n not in trainable]
     moved_frozen = [n for n in frozen if now[n] != started[n]]
@@ -1072,6 +1093,7 @@ def _proof(job: Trainer, started: dict[str, str], anatomy: Anatomy, step: int) -
         "trainable": len(trainable),
         "trainable_moved": len(trainable) - len(still),
         "trainable_but_still": still,
+        "frozen_since_a_change": sorted(moved_before),
         "sections": blocks.as_json(blocks.lines(job.saved, anatomy, job.phases, job.optimizer.lr)),
     }
 
@@ -1163,7 +1185,8 @@ def _goodbye(
     from llmtrain.report.curve import draw
 
     say, model = machine.console.print, job.saved
-    draw(folder, {name: value for name, value in content["references"].items() if name == "unigram_entropy"})
+    metrics = (job.config.get("callback") or {}).get("metrics") or {}
+    curve = draw(folder, {n: value for n, value in content["references"].items() if n == "unigram_entropy"}, metrics.get("file", "metrics.jsonl"))
     say()
     if content["validation"] != content["validation_at_end"]:
         say(f"best by {content['best']['metric'].replace('_', ' ')}, after step {state.best_step:,}; these weights are in final/")
@@ -1177,6 +1200,7 @@ def _goodbye(
         say(
             f"proof: {proof['frozen_unchanged']} of {proof['frozen']} frozen tensors are bit for bit as they were, "
             f"{proof['trainable_moved']} of {proof['trainable']} trainable ones moved"
+            + (f"; {len(proof['frozen_since_a_change'])} of these are frozen since a resume changed what moves" if proof["frozen_since_a_change"] else "")
         )
     content["samples"] = []
     verb_line = None
@@ -1192,7 +1216,8 @@ def _goodbye(
     for line in (verb_line, f"llmtrain evaluate model.checkpoint={folder} split=test"):
         if line is not None:
             say(f"  {line}", soft_wrap=True, markup=False)  # a command that is broken into lines cannot be copied
-    say(f"curve: {folder / 'loss.png'}", soft_wrap=True)
+    if curve is not None:
+        say(f"curve: {curve}", soft_wrap=True)
 
 
 def _numbers(say: Callable[..., None], content: dict[str, Any]) -> None:

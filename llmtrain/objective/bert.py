@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from llmtrain.errors import require
 from llmtrain.model.base import Attention, Head
 from llmtrain.objective import masking, pairs
 from llmtrain.objective.base import Batch, Direction, Draw, Objective, Totals
@@ -50,6 +51,12 @@ class BERT(Objective):
 
     masked_lm: Masking
     sentence_order: Pairs
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for term, other in zip(self.terms, reversed(self.terms), strict=True):
+            # Its head would be exported as it was drawn; and of several processes each waits for a gradient of every parameter.
+            require(self.weights[term] > 0, f"weights.{term}", self.weights[term], f"above 0; objective={other} is the other term alone")
 
     def examples(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         return self.sentence_order.pairs(rows, tokenizer, max_length, words=self.masked_lm.whole_word)

@@ -12,15 +12,18 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def draw(run: Path, references: dict[str, float]) -> Path | None:
+def draw(run: Path, references: dict[str, float], file: str = "metrics.jsonl") -> Path | None:
     """Training and validation loss against tokens, with what knowing nothing would give as a dashed line.
+
+    Args:
+        file: where the run wrote its metrics.
 
     Returns:
         The picture's path; None where the run recorded nothing.
     """
     from matplotlib.figure import Figure
 
-    rows = records(run / "metrics.jsonl")
+    rows = records(run / file)
     names = sorted({k for row in rows for k in row if k.startswith("loss_") or k == "validation_loss"})
     if not names:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,23 @@ def test_a_run_is_evaluated_on_its_own_data_and_that_is_said(evaluate: Evaluate)
     evaluate()
     assert "data as in the run: synthetic" in evaluate.said
     assert "objective as in the run: next_token" in evaluate.said
+
+
+def test_the_final_folder_of_a_run_stands_for_it(evaluate: Evaluate, run: Path) -> None:
+    own = evaluate()["loss"]
+    evaluate.run = run / "final"
+    assert evaluate()["loss"] == own
+    assert "data as in the run: synthetic" in evaluate.said
+
+
+def test_a_run_whose_data_a_resume_changed_is_evaluated_on_those_that_it_has_since(evaluate: Evaluate, run: Path, tmp_path: Path) -> None:
+    other, resolved = Path(shutil.copytree(run, tmp_path / "run", symlinks=True)), tmp_path / "run" / "resolved.yaml"
+    content = yaml.safe_load(resolved.read_text())
+    content["data"]["seed"] = 5
+    resolved.write_text(yaml.safe_dump({**content, "changes": [{"step": 4, "key": "data.seed", "before": 0, "after": 5}]}))
+    asked, own = evaluate("data.seed=5")["loss"], evaluate()["loss"]
+    evaluate.run = other
+    assert evaluate()["loss"] == asked != own
 
 
 def test_a_key_on_the_command_line_wins_over_the_runs(evaluate: Evaluate) -> None:

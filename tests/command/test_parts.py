@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmtrain.command.parts import parts, without_effect
+from llmtrain.command.parts import advice, parts, without_effect
 from llmtrain.config import compose
 from tests.conftest import Pretrained
 
@@ -72,3 +72,18 @@ def test_an_auxiliary_loss_that_teaches_something_is_kept(pretrained: Pretrained
 def test_a_key_with_effect_is_not_reported(pretrained: Pretrained, key: str) -> None:
     composed = compose("finetune", [key, f"model.checkpoint={pretrained('bert')}"])
     assert without_effect(parts(composed.config), composed.given) == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "overrides", "said"),
+    [
+        ("pretrain", ("model=checkpoint",), True),
+        ("pretrain", ("model=checkpoint", "optimizer.lr=2e-5"), False),
+        ("pretrain", ("model=gpt_tiny", "model.checkpoint=null"), False),
+        ("finetune", (), False),
+    ],
+)
+def test_a_rate_for_weights_that_are_drawn_is_told_where_weights_are_there(pretrained: Pretrained, verb: str, overrides: tuple[str, ...], said: bool) -> None:
+    own = () if "model.checkpoint=null" in overrides else (f"model.checkpoint={pretrained('gpt')}",)
+    composed = compose(verb, [*(text for text in overrides if text != "model.checkpoint=null"), *own])
+    assert bool([line for line in advice(parts(composed.config)) if line.startswith("optimizer.lr=0.002 is a rate for weights that are drawn")]) == said

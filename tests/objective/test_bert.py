@@ -48,6 +48,14 @@ def test_each_term_has_its_own_targets(tokenizer: PreTrainedTokenizerBase) -> No
     assert (made.labels["masked_lm"][special] == IGNORED).all()
 
 
+@pytest.mark.parametrize(("term", "other"), [("masked_lm", "sentence_order"), ("sentence_order", "masked_lm")])
+def test_a_term_that_weighs_nothing_is_refused_with_the_objective_that_leaves_it_out(term: str, other: str) -> None:
+    """Its head would be exported untrained, and several processes would wait for its gradient."""
+    with pytest.raises(ConfigError, match=rf"objective\.weights\.{term}=0") as caught:
+        objective(f"objective.weights.{term}=0")
+    assert f"objective={other} is the other term alone" in caught.value.screen()
+
+
 def test_both_losses_and_their_gradients_are_those_of_the_familys_own_heads(tokenizer: PreTrainedTokenizerBase) -> None:
     made, learned = batch(objective(), tokenizer), model(tokenizer)
     ours = Learner(learned, objective())(made)

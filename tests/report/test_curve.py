@@ -18,3 +18,9 @@ def test_a_run_without_records_has_no_picture(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     assert draw(tmp_path, {}) is None
     assert records(tmp_path / "none.jsonl") == []
+
+
+def test_a_picture_is_drawn_of_the_file_that_the_run_wrote(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"step": 1, "tokens": 10, "loss_next_token": 3.0}\n')
+    assert draw(tmp_path, {}) is None
+    assert draw(tmp_path, {}, "m.jsonl") is not None
