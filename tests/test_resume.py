@@ -694,6 +694,21 @@ def test_a_signal_around_the_last_update_leaves_its_evaluation_to_the_resume(unb
     assert everything(go(tmp_path / "run", "pretrain", GPT)) == unbroken("gpt", lambda folder: go(folder, "pretrain", GPT))
 
 
+# What draws otherwise than by the settings that the rows above have.
+VARIANTS = {
+    "random negatives and whole words": (*ANSWERS["bert"], "objective.sentence_order.negatives=random", "objective.masked_lm.whole_word=true"),
+    "packed sequences and whole words": (*ANSWERS["masked_lm"], "objective.packing=true", "objective.whole_word=true"),
+    "random negatives alone": (*ANSWERS["sentence_order"], "objective.negatives=random"),
+}
+
+
+@pytest.mark.parametrize("variant", [v if "and" in v else pytest.param(v, marks=pytest.mark.long) for v in VARIANTS])
+def test_r2_what_is_drawn_in_other_ways_is_drawn_again_after_a_stop(unbroken: Unbroken, tmp_path: Path, variant: str) -> None:
+    typed = tuple(tiny(*VARIANTS[variant], f"trainer.max_steps={STEPS}", "trainer.micro_batch_size=4"))
+    stop(tmp_path / "run", "pretrain", typed, 3, "amid")
+    assert everything(go(tmp_path / "run", "pretrain", typed)) == unbroken(variant, lambda folder: go(folder, "pretrain", typed))
+
+
 # --- the best, and stopping early -----------------------------------------------------------------------------------
 
 NAN = math.nan
