@@ -556,7 +556,7 @@ def test_what_cannot_be_answered_is_refused(
         ("pairs", "text=the fox", 2, "text: the model was trained on a text and a second one"),
         ("pairs", "file=ONE.jsonl", 3, "there is one text a row, and the model was trained on a text and a second one"),
         ("pairs", "file=ONE.txt", 3, "rows with a second text"),
-        ("classes", "second=the tree", 2, "second: the model was trained on one text a row"),
+        ("classes", "text=the fox|second=the tree", 2, "second: the model was trained on one text a row"),
         ("the familys head", "file=TWO.csv", 3, "there is a second text in each row, and the model was trained on one text a row"),
     ],
 )
@@ -568,7 +568,7 @@ def test_another_number_of_texts_than_in_training_is_refused_with_the_way_out(
     (tmp_path / "TWO.csv").write_text("premise,hypothesis\nthe fox,the tree\n")
     run = finetuned(name)
     capsys.readouterr()
-    assert main(["predict", f"model.checkpoint={run}", given.replace("file=", f"file={tmp_path}/"), *ON]) == code
+    assert main(["predict", f"model.checkpoint={run}", *given.replace("file=", f"file={tmp_path}/").split("|"), *ON]) == code
     captured = capsys.readouterr()
     assert said in captured.err
     assert "fix: " in captured.err
