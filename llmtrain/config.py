@@ -45,6 +45,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llmtrain.errors import ConfigError, SettingError, printable, secrets, shown
 
 T = TypeVar("T")
+Names = tuple[str, ...]  # of nested keys, the outermost first
 
 BUDGETS = ("max_steps", "max_epochs", "max_tokens")
 LITERAL = ("prompt", "text", "second")  # keys whose value is taken as typed: it holds commas, brackets and quotes
@@ -286,6 +287,7 @@ def _composed(verb: str, overrides: list[str], user_dir: Path | None, sections: 
     own = groups_of(verb, user_dir)
     chosen = _choices(parsed, own, groups(user_dir))
     config, used = _hydra(verb, chosen, user_dir)
+    _refuse_growth(OmegaConf.to_container(config, resolve=False))  # before anything below asks what a reference stands for
     for name, section in (sections or {}).items():
         if name not in chosen:
             OmegaConf.update(config, name, section, merge=False)
@@ -689,15 +691,15 @@ def _refuse_growth(tree: Any) -> None:
     Raises:
         ConfigError: what all references stand for is more than GROWN characters and values.
     """
-    tree, sizes = _named(tree), dict[tuple[str, ...], int]()
+    tree, sizes, places = _named(tree), dict[Names, int](), dict[Names, Names]()
 
-    def size(path: tuple[str, ...], node: Any) -> int:
+    def size(path: Names, node: Any) -> int:
         if path not in sizes:
-            sizes[path] = 0  # of a reference to itself, which OmegaConf refuses
+            sizes[path] = 0  # of a reference to itself
             found = len(node) if isinstance(node, str) else 1
             found += sum(size((*path, name), inner) for name, inner in node.items()) if isinstance(node, dict) else 0
             if isinstance(node, str):
-                found += sum(size(meant, _at(tree, meant)) for meant in (_meant(name, path) for name in REFERENCE.findall(node)))
+                found += sum(size(meant, _at(tree, meant)) for meant in (_place(tree, _meant(name, path), places) for name in REFERENCE.findall(node)))
                 found += sum(len(os.environ.get(name, "")) for name in VARIABLE.findall(node))
             sizes[path] = min(GROWN + 1, found)
         return sizes[path]
@@ -712,13 +714,29 @@ def _named(tree: Any) -> Any:
     return tree if items is None else {str(name): _named(inner) for name, inner in items}
 
 
+def _place(tree: Any, path: Names, known: dict[Names, Names]) -> Names:
+    """Where that stands which a reference to `path` finds: a section on the way, or at its end, may itself be a reference."""
+    if path not in known:
+        known[path] = path  # for a reference that leads back to itself, which OmegaConf refuses
+        here: Names = ()
+        for name in path:
+            here = (*here, name)
+            node = _at(tree, here)
+            if node is None:
+                return path
+            whole = REFERENCE.fullmatch(node) if isinstance(node, str) else None
+            here = _place(tree, _meant(whole[1], here), known) if whole else here
+        known[path] = here
+    return known[path]
+
+
 def _at(tree: Any, path: Iterable[str]) -> Any:
     for name in path:
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree
 
 
-def _meant(reference: str, path: tuple[str, ...]) -> tuple[str, ...]:
+def _meant(reference: str, path: Names) -> Names:
     """The path of a reference that stands at a path: `a.b[0]`, `.beside`, `..above`."""
     names = tuple(re.findall(r"[^.\[\]]+", reference))
     dots = len(reference) - len(reference.lstrip("."))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -547,8 +548,13 @@ def by_a_file_without_end(folder: Path) -> None:
     (folder / "mine" / "experiment" / "a.yaml").symlink_to("/dev/zero")
 
 
+def by_a_kind(folder: Path) -> None:
+    levels = [f"a{i}: '{f'${{a{i - 1}}}' * 10}'\n" for i in range(1, 9)]
+    experiment(folder / "mine", "a0: xxxxxxxxxx\n" + "".join(levels) + "model: {kind: '${a8}', more: 1}\n")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no /dev/zero")
-@pytest.mark.parametrize("make", [by_dots, by_a_link, by_defaults_lists, by_a_long_defaults_list, by_large_files, by_a_file_without_end])
+@pytest.mark.parametrize("make", [by_dots, by_a_link, by_defaults_lists, by_a_long_defaults_list, by_large_files, by_a_file_without_end, by_a_kind])
 def test_h05_what_grows_is_refused_however_hydra_comes_to_it(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path)
     command = [sys.executable, "-m", "llmtrain", "pretrain", "--cfg", "job", "--config-dir", str(tmp_path / "mine"), "experiment=mine", "model=gpt2"]
@@ -586,6 +592,29 @@ def test_resolvers_do_not_get_around_the_limit_of_what_references_stand_for(tmp_
     experiment(tmp_path, "a0: x\n" + "".join(levels))
     with pytest.raises(ConfigError, match="no such reference"):
         compose("pretrain", ["experiment=mine"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("tokenizer: ${data}", id="a section"),
+        pytest.param("tokenizer: ${schedule}\nschedule: ${data}", id="a section of a section"),
+        pytest.param("tokenizer: ${.objective.inner}\nobjective: {inner: '${..data}'}", id="relative to where it stands"),
+        pytest.param("lists: ['${data}', 1]\ntokenizer: ${lists[0]}", id="in a list"),
+    ],
+)
+def test_h05_references_through_a_section_that_is_a_reference_are_followed(tmp_path: Path, way: str) -> None:
+    experiment(tmp_path, f"{way}\ndata: {{encoding: {'x' * 2000}}}\nname: '{'${tokenizer.encoding}' * 200}'\noutput_dir: '{'${name}' * 10}'\n")
+    began = time.process_time()
+    with pytest.raises(ConfigError, match="stand for more than"):
+        compose("pretrain", ["experiment=mine"], tmp_path)
+    assert time.process_time() - began < 30  # half a second
+
+
+def test_a_reference_through_a_section_that_is_a_reference_is_taken(tmp_path: Path) -> None:
+    experiment(tmp_path, "extra: ${data}\nname: n-${extra.max_length}\n")
+    config = compose("pretrain", ["experiment=mine", "data.max_length=64"], tmp_path).config
+    assert config.name == "n-64"
 
 
 def test_what_variables_hold_counts_among_what_references_stand_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
