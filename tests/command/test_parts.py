@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llmtrain.command.parts import parts, without_effect
+from llmtrain.command.parts import fits, parts, without_effect
 from llmtrain.config import compose
+from llmtrain.model.checkpoint import Checkpoint
 from tests.conftest import Pretrained
 
 
@@ -72,3 +73,8 @@ def test_an_auxiliary_loss_that_teaches_something_is_kept(pretrained: Pretrained
 def test_a_key_with_effect_is_not_reported(pretrained: Pretrained, key: str) -> None:
     composed = compose("finetune", [key, f"model.checkpoint={pretrained('bert')}"])
     assert without_effect(parts(composed.config), composed.given) == []
+
+
+def test_where_the_number_of_blocks_is_not_known_the_mode_finds_out_later(pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoint, "blocks", None)
+    fits(parts(compose("finetune", ["finetune.blocks=99", "data.max_length=32", f"model.checkpoint={pretrained('bert')}"]).config))
