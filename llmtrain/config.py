@@ -25,17 +25,19 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 import yaml
 from hydra import compose as hydra_compose, initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, ValueType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -43,6 +45,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llmtrain.errors import ConfigError, SettingError, printable, secrets, shown
 
 T = TypeVar("T")
+Names = tuple[str, ...]  # of nested keys, the outermost first
 
 BUDGETS = ("max_steps", "max_epochs", "max_tokens")
 LITERAL = ("prompt", "text", "second")  # keys whose value is taken as typed: it holds commas, brackets and quotes
@@ -51,7 +54,10 @@ REFERENCE = re.compile(r"\$\{\s*([.\w\[\]]+)\s*\}")
 VARIABLE = re.compile(r"\$\{\s*oc\.env\s*:\s*(\w+)\s*(?:,[^${}]*)?\}")
 ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\\$\{")  # an odd number of backslashes before ${: text that only looks like a reference
 GROWN = 1_000_000  # characters and values that a config's references may stand for
-NODES = 100_000  # of one YAML file, aliases replaced by what they stand for
+NODES = 100_000  # of one YAML file, aliases replaced by what they stand for; and of all of a config's, each where a defaults list puts it
+PLACE = 100  # values that a file counts for where it stands: what Hydra needs to put it there
+INSIDE = "the files of the folder, by their names: /GROUP: OPTION, or NAME for one beside"
+HYDRAS = re.compile(r"/?(.*_global_.)?hydra\b")  # a group or package of Hydra's own; of a package, Hydra leaves out all up to the last `_global_.`
 # Names that people bring from elsewhere, and what they are called here.
 ELSEWHERE = {
     "learning_rate": "optimizer.lr",
@@ -161,8 +167,71 @@ class _UserFolder(SearchPathPlugin):
     folder: typing.ClassVar[Path | None] = None
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if self.folder is not None:
-            search_path.prepend(provider="llmtrain", path=f"file://{self.folder}", anchor="main")
+        if self.folder is not None:  # before Hydra's own folder, too: whoever is asked first hears of every file that is asked for
+            search_path.prepend(provider="llmtrain", path=f"{_UserFiles.scheme()}://{self.folder}")
+
+
+class _UserFiles(FileConfigSource):
+    """The user's folder, as Hydra reads it: what a file may not hold is refused however Hydra came to it, through a link or past all looking beforehand."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "llmtrain"
+
+    def is_config(self, config_path: str) -> bool:
+        return _may_be_the_users(config_path) and super().is_config(config_path)
+
+    def is_group(self, config_path: str) -> bool:
+        return _may_be_the_users(config_path) and super().is_group(config_path)
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        content = _checked(Path(self.path) / self._normalize_file_name(config_path), Path(self.path))
+        found = super().load_config(config_path)
+        found.header = _Header(found.header, _weight(content))
+        return found
+
+
+def _may_be_the_users(config_path: str) -> bool:
+    """Whether the user's folder may have a file or a group; what is Hydra's own is not looked for there.
+
+    Raises:
+        ConfigError: it would lie outside, of this and of every other folder of configs.
+    """
+    path = PureWindowsPath(config_path)  # knows both kinds of slashes
+    if path.anchor or ".." in path.parts:
+        raise ConfigError(f"--config-dir: {shown(config_path)} is outside of it", allowed=INSIDE)
+    return path.parts[:1] != ("hydra",)
+
+
+class _Header(dict[str, str | None]):
+    """The first lines of a user's file. Hydra reads a file once and asks here for each place where it is to stand: what grows is counted before it is made."""
+
+    placed: typing.ClassVar[int] = 0
+
+    def __init__(self, header: Mapping[str, str | None], weight: int) -> None:
+        super().__init__(header)
+        self.weight = weight
+
+    def __getitem__(self, name: str) -> str | None:
+        _Header.placed += self.weight
+        if _Header.placed > NODES:
+            raise _too_much("--config-dir")
+        return super().__getitem__(name)
+
+
+def _weight(content: Any) -> int:
+    """What a file adds to a config wherever it stands: its values, its place, and those of what its defaults list names."""
+    return _size(content) + PLACE * (1 + sum(max(1, len(options)) for _, options in _defaults(content)))
+
+
+def _too_much(where: str) -> ConfigError:
+    what = f"{where}: its defaults lists stand for more than {NODES:,} values, of which a file counts for {PLACE}"
+    return ConfigError(what, allowed="a config is a page, not a data set")
+
+
+def _size(tree: Any) -> int:
+    inner: Iterable[Any] = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return 1 + sum(map(_size, inner))
 
 
 @dataclass
@@ -218,6 +287,7 @@ def _composed(verb: str, overrides: list[str], user_dir: Path | None, sections: 
     own = groups_of(verb, user_dir)
     chosen = _choices(parsed, own, groups(user_dir))
     config, used = _hydra(verb, chosen, user_dir)
+    _refuse_growth(OmegaConf.to_container(config, resolve=False))  # before anything below asks what a reference stands for
     for name, section in (sections or {}).items():
         if name not in chosen:
             OmegaConf.update(config, name, section, merge=False)
@@ -403,8 +473,10 @@ def _no_such_option(group: str, option: str, known: list[str], where: str = "") 
 def _hydra(verb: str, chosen: dict[str, str], user_dir: Path | None) -> tuple[DictConfig, dict[str, str]]:
     """The config before single keys are set, and every group with the option that was taken."""
     _UserFolder.folder = user_dir
+    _Header.placed = 0
     if _UserFolder not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(_UserFolder)
+        Plugins.instance().register(_UserFiles)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(shipped_dir()), version_base="1.3"), warnings.catch_warnings():
@@ -525,13 +597,8 @@ def _check_user_dir(user_dir: Path | None) -> list[str]:
     if not user_dir.is_dir():
         raise ConfigError(f"--config-dir {user_dir}: {'not a folder' if user_dir.exists() else 'no such folder'}", allowed="a folder laid out like configs/")
     notes = []
-    for path in sorted(user_dir.rglob("*.yaml")):
-        content = read_yaml(path)
-        if not isinstance(content, dict | None):
-            raise ConfigError(f"{path}: no keys and values", allowed="KEY: VALUE, line by line")
-        refuse_targets(content, str(path))
-        if _names_hydra(content or {}) or re.search(r"^#\s*@package\s+hydra", path.read_text(encoding="utf-8"), re.MULTILINE):
-            raise ConfigError(f"{path}: Hydra's own settings are not taken", fix="take out what stands below `hydra`")
+    for path in sorted({*user_dir.rglob("*.yaml"), *user_dir.glob("*/*.yaml")}):  # the latter: of groups that are links, too
+        content = _checked(path, user_dir)
         if (shipped_dir() / path.relative_to(user_dir)).is_file():
             defaults = content.get("defaults") if content and path.parent == user_dir else None
             last = ": without `_self_` in its defaults, its values win over an experiment" if isinstance(defaults, list) and "_self_" not in defaults else ""
@@ -539,16 +606,48 @@ def _check_user_dir(user_dir: Path | None) -> list[str]:
     return notes
 
 
+def _checked(path: Path, user_dir: Path) -> dict[str, Any] | None:
+    """The content of a file of the user's folder.
+
+    Raises:
+        ConfigError: it holds what no such file may hold.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"{path}: no keys and values", allowed="KEY: VALUE, line by line")
+    refuse_targets(content, str(path))
+    header = path.read_text(encoding="utf-8").splitlines()
+    in_hydra = path.relative_to(user_dir).parts[0] == "hydra" or any(re.match(rf"\s*#\s*@package\s+{HYDRAS.pattern}", line) for line in header)
+    if in_hydra or _names_hydra(content or {}):
+        raise ConfigError(f"{path}: Hydra's own settings are not taken", fix="take out what stands below `hydra`")
+    for name in (word for entry, options in _defaults(content) for word in (entry, *options)):
+        if "${" in name:
+            raise ConfigError(f"{path}: {shown(name)} in its defaults is a reference", allowed=INSIDE)
+        if ".." in re.split(r"[/\\ ]", name) or name.startswith("//"):
+            raise ConfigError(f"{path}: {shown(name)} in its defaults leads out of the folder", allowed=INSIDE)
+    if _weight(content) > NODES:
+        raise _too_much(str(path))
+    return content
+
+
 def _names_hydra(content: dict[str, Any]) -> bool:
     """Whether a file sets, or asks for, something of Hydra's own: callbacks, logging, a launcher, a search path."""
-    entries = content.get("defaults") or []
-    names = [*content, *(name for entry in entries for name in (entry if isinstance(entry, dict) else [entry]))]
-    return any(re.match(r"((override|optional) )?/?(.*@)?hydra\b", str(name)) for name in names)
+    parts = [part for name, _ in _defaults(content) for part in name.split("@")]  # a group, and the package in which its content is put
+    return any(HYDRAS.match(part.split(" ")[-1]) for part in (*map(str, content), *parts))
+
+
+def _defaults(content: Any) -> list[tuple[str, list[str]]]:
+    """A defaults list as it is written: each file or group, with the options of the group."""
+    entries = content.get("defaults") if isinstance(content, dict) else None
+    pairs = [pair for entry in (entries if isinstance(entries, list) else []) for pair in (entry.items() if isinstance(entry, dict) else [(entry, None)])]
+    return [(str(name), [str(word) for word in (options if isinstance(options, list) else [options]) if word is not None]) for name, options in pairs]
 
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file, refused before parsing where it is built to explode (alias bombs) or too large."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ConfigError(f"{path}: not a file")  # a link to /dev/zero has no end, a pipe perhaps no beginning
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8", fix="save the file as UTF-8") from error
@@ -562,10 +661,11 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str, where: object) -> Any:
     """What a text says in YAML, for which `where` stands in a message."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
         if root is not None and _expanded(root, {}) > NODES:
             raise ConfigError(f"{where}: its YAML aliases stand for more than {NODES:,} values", allowed="a config is a page, not a data set")
-        return yaml.safe_load(text)
+        return None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -591,15 +691,15 @@ def _refuse_growth(tree: Any) -> None:
     Raises:
         ConfigError: what all references stand for is more than GROWN characters and values.
     """
-    tree, sizes = _named(tree), dict[tuple[str, ...], int]()
+    tree, sizes, places = _named(tree), dict[Names, int](), dict[Names, Names]()
 
-    def size(path: tuple[str, ...], node: Any) -> int:
+    def size(path: Names, node: Any) -> int:
         if path not in sizes:
-            sizes[path] = 0  # of a reference to itself, which OmegaConf refuses
+            sizes[path] = 0  # of a reference to itself
             found = len(node) if isinstance(node, str) else 1
             found += sum(size((*path, name), inner) for name, inner in node.items()) if isinstance(node, dict) else 0
             if isinstance(node, str):
-                found += sum(size(meant, _at(tree, meant)) for meant in (_meant(name, path) for name in REFERENCE.findall(node)))
+                found += sum(size(meant, _at(tree, meant)) for meant in (_place(tree, _meant(name, path), places) for name in REFERENCE.findall(node)))
                 found += sum(len(os.environ.get(name, "")) for name in VARIABLE.findall(node))
             sizes[path] = min(GROWN + 1, found)
         return sizes[path]
@@ -614,13 +714,29 @@ def _named(tree: Any) -> Any:
     return tree if items is None else {str(name): _named(inner) for name, inner in items}
 
 
+def _place(tree: Any, path: Names, known: dict[Names, Names]) -> Names:
+    """Where that stands which a reference to `path` finds: a section on the way, or at its end, may itself be a reference."""
+    if path not in known:
+        known[path] = path  # for a reference that leads back to itself, which OmegaConf refuses
+        here: Names = ()
+        for name in path:
+            here = (*here, name)
+            node = _at(tree, here)
+            if node is None:
+                return path
+            whole = REFERENCE.fullmatch(node) if isinstance(node, str) else None
+            here = _place(tree, _meant(whole[1], here), known) if whole else here
+        known[path] = here
+    return known[path]
+
+
 def _at(tree: Any, path: Iterable[str]) -> Any:
     for name in path:
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree
 
 
-def _meant(reference: str, path: tuple[str, ...]) -> tuple[str, ...]:
+def _meant(reference: str, path: Names) -> Names:
     """The path of a reference that stands at a path: `a.b[0]`, `.beside`, `..above`."""
     names = tuple(re.findall(r"[^.\[\]]+", reference))
     dots = len(reference) - len(reference.lstrip("."))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -388,6 +390,73 @@ def test_h03_settings_of_hydra_in_a_file_are_refused(capsys: pytest.CaptureFixtu
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
+CALLBACKS = "hydra:\n  callbacks: {a: {b: 1}}\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "links"),
+    [
+        pytest.param({"hidden/mine.yaml": CALLBACKS}, {"mine/experiment": "hidden"}, id="a linked group"),
+        pytest.param({"mine/experiment/mine.yaml": "defaults: [sub/a]\n", "hidden/a.yaml": CALLBACKS}, {"mine/experiment/sub": "hidden"}, id="a linked folder"),
+        pytest.param({"mine/experiment/mine.yaml": "defaults: [a@_global_.hydra]\n", "mine/experiment/a.yaml": "verbose: true\n"}, {}, id="a package"),
+        pytest.param({"mine/experiment/mine.yaml": "defaults: [{'x /hydra/env@a': default}]\n"}, {}, id="a word before the group"),
+        pytest.param({"mine/experiment/mine.yaml": "defaults: [a]\n", "mine/experiment/a.yaml": "# @package _global_.hydra\na: 1\n"}, {}, id="a first line"),
+        pytest.param({"mine/experiment/mine.yaml": "seed: 1\n", "mine/hydra/env/default.yaml": "a: 1\n"}, {}, id="a folder in the place of Hydra's"),
+    ],
+)
+def test_h03_settings_of_hydra_are_refused_however_hydra_comes_to_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], links: dict[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text if text.startswith("#") else "# @package _global_\n" + text)
+    for name, where in links.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).symlink_to(tmp_path / where)
+    assert "Hydra's own settings are not taken" in refused(capsys, "pretrain", "--cfg", "job", "--config-dir", "mine", "experiment=mine")
+
+
+def test_folders_that_are_linked_in_a_circle_are_read_once(tmp_path: Path) -> None:
+    experiment(tmp_path, "seed: 7\n")
+    (tmp_path / "experiment" / "again").symlink_to(tmp_path)
+    (tmp_path / "model").symlink_to(tmp_path / "experiment")
+    assert compose("pretrain", ["experiment=mine"], tmp_path).config.seed == 7
+
+
+def test_a_linked_group_is_a_group(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "gpt_tiny.yaml").write_text("defaults: [gpt]\nnum_hidden_layers: 1\n")
+    (tmp_path / "mine" / "model").symlink_to(tmp_path / "hidden")
+    composed = compose("pretrain", [], tmp_path / "mine")
+    assert composed.config.model.num_hidden_layers == 1
+    assert any("gpt_tiny.yaml replaces the shipped file" in note for note in composed.notes)
+
+
+OUTSIDE = ["../../outside", "/experiment/../../outside", "..\\..\\outside", "sub/..@a", "{override /model: ../../outside}", "{optional sub: [../../outside]}"]
+
+
+@pytest.mark.parametrize("entry", [*OUTSIDE, "/{outside}", "{{sub: '${{oc.env:NOPE,..}}/../../outside'}}"])
+def test_h03_a_defaults_list_that_leads_out_of_the_folder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, entry: str) -> None:
+    experiment(tmp_path / "mine", f"defaults: [{entry.format(outside=tmp_path / 'outside') if '{' in entry[1:] else entry}, _self_]\n")
+    (tmp_path / "mine" / "experiment" / "sub").mkdir()
+    (tmp_path / "outside.yaml").write_text("# @package _global_\nseed: 7\n" + CALLBACKS)
+    said = refused(capsys, "pretrain", "--cfg", "job", "--config-dir", str(tmp_path / "mine"), "experiment=mine")
+    assert re.search("leads out of the folder|is a reference|is outside of it", said)
+    assert "allowed: the files of the folder" in said
+
+
+def test_files_of_the_folder_may_be_named_in_every_other_way(tmp_path: Path) -> None:
+    (tmp_path / "experiment" / "sub").mkdir(parents=True)
+    (tmp_path / "experiment" / "sub" / "a..b.yaml").write_text("# @package _global_\nseed: 7\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "hydra.yaml").write_text("defaults: [gpt]\nnum_hidden_layers: 1\n")
+    experiment(tmp_path, "defaults: [sub/a..b, /experiment/gpt1@_here_, {optional nowhere: null}, {override /model: hydra}, _self_]\n")
+    config = compose("pretrain", ["experiment=mine"], tmp_path).config
+    assert (config.seed, config.model.num_hidden_layers) == (7, 1)
+
+
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcde", "bcdef", strict=True))
 
 
@@ -441,6 +510,60 @@ def test_h05_an_alias_bomb_takes_neither_time_nor_memory(tmp_path: Path, deep: i
     assert subprocess.run([sys.executable, "-c", BOMBED, str(path)], check=False).returncode == 2
 
 
+def alias_bomb(path: Path) -> None:
+    levels = (f"b{i}: &b{i} [{','.join([f'*b{i - 1}'] * 9)}]\n" for i in range(1, 9))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("# @package _global_\nb0: &b0 [x,x,x,x,x,x,x,x,x]\n" + "".join(levels))
+
+
+def by_dots(folder: Path) -> None:
+    experiment(folder / "mine", "defaults: [../../outside]\n")
+    alias_bomb(folder / "outside.yaml")
+
+
+def by_a_link(folder: Path) -> None:
+    experiment(folder / "mine", "defaults: [sub/a]\n")
+    alias_bomb(folder / "outside" / "a.yaml")
+    (folder / "mine" / "experiment" / "sub").symlink_to(folder / "outside")
+
+
+def by_defaults_lists(folder: Path) -> None:
+    experiment(folder / "mine", "defaults: [a5]\n")
+    experiment(folder / "mine", "a: 1\n", "a0")
+    for i in range(1, 6):
+        experiment(folder / "mine", f"defaults: [{', '.join(f'a{i - 1}@p{j}' for j in range(10))}]\n", f"a{i}")
+
+
+def by_a_long_defaults_list(folder: Path) -> None:
+    experiment(folder / "mine", f"defaults: [{', '.join(f'/model/gpt@p{j}' for j in range(5_000))}]\n")
+
+
+def by_large_files(folder: Path) -> None:
+    experiment(folder / "mine", f"defaults: [{', '.join(f'large@p{j}' for j in range(50))}]\n")
+    experiment(folder / "mine", f"a: [{','.join('x' * 4_000)}]\n", "large")
+
+
+def by_a_file_without_end(folder: Path) -> None:
+    experiment(folder / "mine", "defaults: [a]\n")
+    (folder / "mine" / "experiment" / "a.yaml").symlink_to("/dev/zero")
+
+
+def by_a_kind(folder: Path) -> None:
+    levels = [f"a{i}: '{f'${{a{i - 1}}}' * 10}'\n" for i in range(1, 9)]
+    experiment(folder / "mine", "a0: xxxxxxxxxx\n" + "".join(levels) + "model: {kind: '${a8}', more: 1}\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no /dev/zero")
+@pytest.mark.parametrize("make", [by_dots, by_a_link, by_defaults_lists, by_a_long_defaults_list, by_large_files, by_a_file_without_end, by_a_kind])
+def test_h05_what_grows_is_refused_however_hydra_comes_to_it(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path)
+    command = [sys.executable, "-m", "llmtrain", "pretrain", "--cfg", "job", "--config-dir", str(tmp_path / "mine"), "experiment=mine", "model=gpt2"]
+    limited = ["sh", "-c", 'ulimit -v 4000000; exec "$@"', "sh", *command]  # in kB: what has no end is not to take the machine with it
+    done = subprocess.run(limited, capture_output=True, text=True, check=False, timeout=60)  # a second or two; what it grows into takes hours
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search("stand for more than|leads out of the folder|not a file", done.stderr)
+
+
 # --- references -----------------------------------------------------------------------------------------------------
 
 RESOLVERS = ["${oc.select:x}", "${oc.create:{a:1}}", "${${name}}", "${a${seed}}", "${now:%Y}", "${oc.env:${name}}", "${oc.env:A,${x}}", "${"]
@@ -469,6 +592,29 @@ def test_resolvers_do_not_get_around_the_limit_of_what_references_stand_for(tmp_
     experiment(tmp_path, "a0: x\n" + "".join(levels))
     with pytest.raises(ConfigError, match="no such reference"):
         compose("pretrain", ["experiment=mine"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("tokenizer: ${data}", id="a section"),
+        pytest.param("tokenizer: ${schedule}\nschedule: ${data}", id="a section of a section"),
+        pytest.param("tokenizer: ${.objective.inner}\nobjective: {inner: '${..data}'}", id="relative to where it stands"),
+        pytest.param("lists: ['${data}', 1]\ntokenizer: ${lists[0]}", id="in a list"),
+    ],
+)
+def test_h05_references_through_a_section_that_is_a_reference_are_followed(tmp_path: Path, way: str) -> None:
+    experiment(tmp_path, f"{way}\ndata: {{encoding: {'x' * 2000}}}\nname: '{'${tokenizer.encoding}' * 200}'\noutput_dir: '{'${name}' * 10}'\n")
+    began = time.process_time()
+    with pytest.raises(ConfigError, match="stand for more than"):
+        compose("pretrain", ["experiment=mine"], tmp_path)
+    assert time.process_time() - began < 30  # half a second
+
+
+def test_a_reference_through_a_section_that_is_a_reference_is_taken(tmp_path: Path) -> None:
+    experiment(tmp_path, "extra: ${data}\nname: n-${extra.max_length}\n")
+    config = compose("pretrain", ["experiment=mine", "data.max_length=64"], tmp_path).config
+    assert config.name == "n-64"
 
 
 def test_what_variables_hold_counts_among_what_references_stand_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,12 @@ import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from llmtrain.config import compose, find_yaml, flat, groups, groups_of
-from llmtrain.errors import ConfigError
+from llmtrain.errors import ConfigError, masked, printable
 
 WIDTH = 120  # columns
 COMMENT = re.compile(r"^(?P<indent>\s*)(?P<key>[A-Za-z_][\w.]*):[^#]*(?:#\s*(?P<comment>.*))?$")
@@ -33,26 +34,27 @@ def page(verb: str, about: str, overrides: Sequence[str] = (), user_dir: Path | 
         config = compose(primary, list(overrides), user_dir).config
     except ConfigError:
         config = compose(primary, [], user_dir).config
+    tree: Any = OmegaConf.to_container(config, resolve=False)  # help has an answer also where a reference leads nowhere
     comments = _comments("base", user_dir) | _comments(primary, user_dir)
     lines = [f"llmtrain {verb}: {about}", "", "groups (GROUP=OPTION):"]
-    choosable = groups_of(primary, user_dir)
-    lines += [_row(f"  {name:<10} ", ", ".join(options)) for name, options in groups(user_dir).items() if name in choosable]
+    choosable, known = groups_of(primary, user_dir), groups(user_dir)
+    lines += [_row(f"  {name:<10} ", ", ".join(options)) for name, options in known.items() if name in choosable]
     lines += ["", "keys (KEY=VALUE), as they are without overrides:"]
-    for name in choosable:
-        node = config.get(name)
-        if isinstance(node, DictConfig) and "kind" in node:
-            own = _comments(f"{name}/{node.kind}", user_dir)
-            comments |= {f"{name}.{key}": text for key, text in own.items()}
-    for name in config.get("callback", {}):
-        comments |= {f"callback.{name}.{key}": text for key, text in _comments(f"callback/{name}", user_dir).items()}
-    for key, value in _typed(config):
+    sections = {name: node.get("kind") for name, node in tree.items() if name in choosable and isinstance(node, dict)}
+    described = {name: f"{name}/{kind}" for name, kind in sections.items() if kind in known.get(name, [])}
+    callbacks = tree.get("callback")
+    described |= {f"callback.{name}": f"callback/{name}" for name in callbacks if name in known["callback"]} if isinstance(callbacks, dict) else {}
+    for section, file in described.items():
+        comments |= {f"{section}.{key}": text for key, text in _comments(file, user_dir).items()}
+    for key, value in _typed(tree):
         lines.append(_row(f"  {f'{key}={value}':<42}  ", comments.get(key, "")))
     lines += ["", f"`llmtrain {verb} GROUP=OPTION --help` lists the keys of another option."]
     return "\n".join(lines)
 
 
 def _row(left: str, right: str) -> str:
-    """Two columns, the right one wrapped."""
+    """Two columns, the right one wrapped. What is in them is from files of whoever wrote them: it may neither drive the terminal nor show a secret."""
+    left, right = (printable(masked(text)) for text in (left, right))
     wrapped = textwrap.wrap(right, max(WIDTH - len(left), 40), break_long_words=False, break_on_hyphens=False)
     return left + f"\n{' ' * len(left)}".join(wrapped) if wrapped else left.rstrip()
 
@@ -72,7 +74,6 @@ def _comments(name: str, user_dir: Path | None) -> dict[str, str]:
     return found
 
 
-def _typed(config: DictConfig) -> list[tuple[str, str]]:
+def _typed(tree: Any) -> list[tuple[str, str]]:
     """Every setting with its value as it would be typed."""
-    settings = flat(OmegaConf.to_container(config, resolve=False))
-    return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in settings.items() if key.split(".")[-1] != "kind" and value != {}]
+    return [(key, value if isinstance(value, str) else json.dumps(value, default=str)) for key, value in flat(tree).items() if key.split(".")[-1] != "kind"]

@@ -15,6 +15,7 @@ from llmtrain.config import build, check_keys, flat, section
 from llmtrain.data.base import Data, Target
 from llmtrain.data.tokenizer import TOKENS, TRAINED, TokenizerSettings
 from llmtrain.errors import ConfigError
+from llmtrain.finetune.address import state_numbers
 from llmtrain.finetune.base import Finetune
 from llmtrain.model.base import Attention, Head, HeadKind, Model, Pooling, no_separation
 from llmtrain.objective.base import Objective
@@ -116,10 +117,11 @@ def check(parts: Parts) -> None:
 
 
 def fits(parts: Parts) -> None:
-    """Whether the model can answer the objective, on sequences of this length."""
+    """Whether the model can answer the objective, on sequences of this length, and has what the finetuning mode asks for."""
     limit = parts.model.positions
     refuse_wrong_pair(parts.model, parts.objective)
     refuse_wrong_head(parts)
+    refuse_missing_blocks(parts)
     for name, length in (("data.max_length", parts.data.max_length), ("data.short_length", parts.data.short_length)):
         if length is not None and length < parts.objective.shortest:
             raise ConfigError(f"{name}={length}: no sequence of the objective fits", allowed=f"{parts.objective.shortest} or more")
@@ -191,6 +193,20 @@ def refuse_wrong_head(parts: Parts) -> None:
         }.items():
             if wanted:
                 raise ConfigError(f"model.head=family: the family's own head cannot do {what}", fix="model.head=pooled")
+
+
+def refuse_missing_blocks(parts: Parts) -> None:
+    """Whether the model has the blocks and hidden states that the mode names, where their number is known; else the mode finds out when the weights are there.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    depth = parts.model.blocks
+    if depth is None:
+        return
+    parts.finetune.check_depth(depth)
+    if parts.objective.head is Head.task and parts.model.head is HeadKind.pooled:
+        state_numbers(parts.finetune.reads[0], depth)
 
 
 def without_effect(parts: Parts, given: set[str]) -> list[str]:

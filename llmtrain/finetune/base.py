@@ -87,6 +87,13 @@ class Finetune(ABC):
         """Whether our head standardises what it reads."""
         return False
 
+    def check_depth(self, depth: int) -> None:
+        """Whether a model of so many blocks has those that the mode asks for; asked before anything is loaded, where the number is known, and by the plan.
+
+        Raises:
+            ConfigError: it has not.
+        """
+
     def prepare(self, model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedModel:
         """The model with what the mode adds or replaces; by default as it is.
 
@@ -172,10 +179,10 @@ def tied_frozen(anatomy: Anatomy, trainable: Iterable[str]) -> dict[str, str]:
     return {name: other for alias, known in pairs for name, other in ((alias, known), (known, alias)) if not name.startswith(body)}
 
 
-def require_depth(blocks: int, anatomy: Anatomy, key: str) -> None:
+def require_depth(blocks: int, depth: int, key: str) -> None:
     """Raise ConfigError where a setting asks for more blocks than the model has."""
-    if blocks > anatomy.depth:
-        raise ConfigError(f"finetune.{key}={blocks}: the {anatomy.family} model has {anatomy.depth} blocks", allowed=f"1 to {anatomy.depth}")
+    if blocks > depth:
+        raise ConfigError(f"finetune.{key}={blocks}: the model has {depth} blocks", allowed=f"1 to {depth}")
 
 
 def _trains_nothing(anatomy: Anatomy, head: bool) -> ConfigError:

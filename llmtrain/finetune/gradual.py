@@ -29,8 +29,11 @@ class Gradual(Decayed, Untying):
         require(self.blocks_per_phase >= 1, "blocks_per_phase", self.blocks_per_phase, "1 or more")
         require(0 < self.until < 1, "until", self.until, "above 0 and below 1")
 
+    def check_depth(self, depth: int) -> None:
+        require_depth(self.blocks_per_phase, depth, "blocks_per_phase")
+
     def plan(self, anatomy: Anatomy) -> list[Phase]:
-        require_depth(self.blocks_per_phase, anatomy, "blocks_per_phase")
+        self.check_depth(anatomy.depth)
         lowest = [*range(anatomy.depth - self.blocks_per_phase, 0, -self.blocks_per_phase), 0]  # the lowest block that moves
         ends = [self.until * (i + 1) / len(lowest) for i in range(len(lowest))]
         thawing = [self.phase(anatomy, anatomy.above(k), end) for k, end in zip(lowest, ends, strict=True)]

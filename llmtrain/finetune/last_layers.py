@@ -26,6 +26,9 @@ class LastLayers(Decayed, Untying):
         super().__post_init__()
         require(self.blocks >= 1, "blocks", self.blocks, "1 or more; the head alone is finetune=features")
 
+    def check_depth(self, depth: int) -> None:
+        require_depth(self.blocks, depth, "blocks")
+
     def plan(self, anatomy: Anatomy) -> list[Phase]:
-        require_depth(self.blocks, anatomy, "blocks")
+        self.check_depth(anatomy.depth)
         return [self.phase(anatomy, anatomy.above(anatomy.depth - self.blocks))]

@@ -45,6 +45,9 @@ class Layers(Decayed, Untying):
     def trains_head(self) -> bool:
         return self.head
 
+    def check_depth(self, depth: int) -> None:
+        block_numbers(self.address, depth)
+
     def plan(self, anatomy: Anatomy) -> list[Phase]:
         numbers = block_numbers(self.address, anatomy.depth)
         names = {name for number in numbers for name in anatomy.names(f"block.{number}")}

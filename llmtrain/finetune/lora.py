@@ -51,6 +51,10 @@ class Lora(Decayed):
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
         require(self.blocks is None or self.blocks >= 1, "blocks", self.blocks, "1 or more, or null for all")
 
+    def check_depth(self, depth: int) -> None:
+        if self.blocks is not None:
+            require_depth(self.blocks, depth, "blocks")
+
     def prepare(self, model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedModel:
         """`model` itself, of the same class, with adapters drawn from torch's current random state, which change nothing yet.
 
@@ -90,8 +94,7 @@ class Lora(Decayed):
         from torch import nn
         from transformers.pytorch_utils import Conv1D
 
-        if self.blocks is not None:
-            require_depth(self.blocks, anatomy, "blocks")
+        self.check_depth(anatomy.depth)
         chosen = [f"{anatomy.stack}.{i}." for i in range(anatomy.depth)][-(self.blocks or anatomy.depth) :]
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and name.startswith(tuple(chosen))]
         found = [name for name in linear if self.target is Target.all or _in_attention(name.removeprefix(anatomy.stack))]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llmtrain.command.parts import advice, parts, without_effect
+from llmtrain.command.parts import advice, fits, parts, without_effect
 from llmtrain.config import compose
+from llmtrain.model.checkpoint import Checkpoint
 from tests.conftest import Pretrained
 
 
@@ -87,3 +88,8 @@ def test_a_rate_for_weights_that_are_drawn_is_told_where_weights_are_there(pretr
     own = () if "model.checkpoint=null" in overrides else (f"model.checkpoint={pretrained('gpt')}",)
     composed = compose(verb, [*(text for text in overrides if text != "model.checkpoint=null"), *own])
     assert bool([line for line in advice(parts(composed.config)) if line.startswith("optimizer.lr=0.002 is a rate for weights that are drawn")]) == said
+
+
+def test_where_the_number_of_blocks_is_not_known_the_mode_finds_out_later(pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoint, "blocks", None)
+    fits(parts(compose("finetune", ["finetune.blocks=99", "data.max_length=32", f"model.checkpoint={pretrained('bert')}"]).config))

@@ -261,6 +261,23 @@ def test_what_is_wrong_is_said_before_anything_runs(run: Sweep, overrides: list[
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        pytest.param(["finetune.blocks=1,3"], "finetune.blocks=3: the model has 2 blocks", id="A16 last blocks"),
+        pytest.param(["finetune=layers", "finetune.address=all,last:3"], "there is no 'last:3'", id="A19 an address", marks=pytest.mark.long),
+        pytest.param(["finetune=features", "finetune.states=last,3"], "there is no '3'", id="hidden states"),
+        pytest.param(["sweep=optuna", "finetune.blocks=int(interval(1,3))", "sweep.trials=2"], "finetune.blocks=3: the model has 2", id="A16 a search"),
+    ],
+)
+def test_a_member_that_asks_for_blocks_that_there_are_not_is_refused_in_the_plan_and_before_anything_runs(run: Sweep, overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        run("mine", *overrides, show=True)
+    with pytest.raises(ConfigError, match=says):
+        run("mine", *overrides)
+    assert not Path("runs").exists()
+
+
 @pytest.mark.parametrize("name", ["../mine", "a/b", "..", "''"])
 def test_a_name_is_the_name_of_a_folder_and_no_path(run: Sweep, name: str) -> None:
     with pytest.raises(ConfigError, match="name="):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.cli import main
-from tests.conftest import TINY
+from tests.conftest import TINY, TINY_FINETUNE, Pretrained, tiny
 
 CHECKS = ["settings", "folder", "model and objective", "device and precision", "data"]
 
@@ -66,6 +66,41 @@ def test_what_it_refuses_is_what_a_run_refuses(capsys: pytest.CaptureFixture[str
     assert main(["pretrain", *TINY, "data.max_length=5120"]) == 2
     assert capsys.readouterr().err == by_validate
     assert list(empty.iterdir()) == []
+
+
+BLOCKS = [
+    pytest.param(("finetune=last_layers", "finetune.blocks=3"), "finetune.blocks=3: the model has 2 blocks", id="A16"),
+    pytest.param(("finetune=lora", "finetune.blocks=3"), "finetune.blocks=3: the model has 2 blocks", id="A16 lora"),
+    pytest.param(
+        ("finetune=gradual", "finetune.blocks_per_phase=3"), "finetune.blocks_per_phase=3: the model has 2 blocks", id="A16 gradual", marks=pytest.mark.long
+    ),
+    pytest.param(("finetune=layers", 'finetune.address="0,11"'), "finetune.address='0,11': there is no '11': the model has 2 blocks", id="A19"),
+    pytest.param(("finetune=features", "finetune.states=3"), "finetune.states='3': there is no '3': the model has 2 blocks", id="states"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "says"), BLOCKS)
+def test_blocks_that_the_model_does_not_have_are_refused_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], pretrained: Pretrained, empty: Path, overrides: tuple[str, ...], says: str
+) -> None:
+    words = [*tiny(*overrides, base=TINY_FINETUNE), f"model.checkpoint={pretrained('bert')}"]
+    code, out, by_validate = validate(capsys, "finetune", *words)
+    assert (code, out.splitlines()[-1]) == (2, "✗ model and objective fit")
+    assert says in by_validate
+    assert main(["finetune", *words]) == 2
+    assert capsys.readouterr().err == by_validate
+    assert list(empty.iterdir()) == []
+
+
+def test_blocks_that_a_model_of_nothing_will_not_have_are_refused_with_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = validate(capsys, "pretrain", *TINY, "finetune=last_layers", "finetune.blocks=3")
+    assert (code, out.splitlines()[-1]) == (2, "✗ settings: every key, type and range")
+    assert "finetune.blocks=3: the model has 2 blocks" in err
+
+
+@pytest.mark.parametrize("overrides", [("finetune.blocks=2",), ("finetune=features", "finetune.states=-3")])
+def test_all_blocks_that_the_model_has_are_taken(capsys: pytest.CaptureFixture[str], pretrained: Pretrained, overrides: tuple[str, ...]) -> None:
+    assert validate(capsys, "finetune", *tiny(*overrides, base=TINY_FINETUNE), f"model.checkpoint={pretrained('bert')}")[0] == 0
 
 
 def test_a_key_without_effect_is_a_note(capsys: pytest.CaptureFixture[str]) -> None:

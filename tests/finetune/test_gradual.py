@@ -57,5 +57,5 @@ def test_a_schedule_that_is_none_is_refused(name: str, value: float) -> None:
 
 
 def test_more_blocks_in_a_phase_than_the_model_has_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"finetune\.blocks_per_phase=13: the bert model has 12 blocks"):
+    with pytest.raises(ConfigError, match=r"finetune\.blocks_per_phase=13: the model has 12 blocks"):
         mode("gradual", blocks_per_phase=13).plan(case("bert_published").anatomy)

@@ -51,6 +51,6 @@ def test_no_block_never_means_all_of_them(blocks: int) -> None:
 
 
 def test_more_blocks_than_the_model_has_are_refused_with_their_number() -> None:
-    with pytest.raises(ConfigError, match=r"finetune\.blocks=99: the bert model has 12 blocks") as caught:
+    with pytest.raises(ConfigError, match=r"finetune\.blocks=99: the model has 12 blocks") as caught:
         mode("last_layers", blocks=99).plan(case("bert_published").anatomy)
     assert caught.value.exit_code == 2

@@ -166,7 +166,7 @@ def test_adapters_can_be_counted_without_weights() -> None:
 
 
 def test_more_blocks_than_the_model_has_are_refused_with_their_number() -> None:
-    with pytest.raises(ConfigError, match=r"finetune\.blocks=99: the bert model has 3 blocks"):
+    with pytest.raises(ConfigError, match=r"finetune\.blocks=99: the model has 3 blocks"):
         prepared("bert", blocks=99)
 
 
