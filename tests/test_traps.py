@@ -45,6 +45,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "T16": (
         "test_traps.py::test_t16_c15_tied_weights_are_one_tensor_at_every_update_before_and_after_a_resume",
         "command/test_finetune.py::test_a_head_that_stays_frozen_with_the_embeddings_is_said_with_the_way_out",
+        "command/test_finetune.py::test_a_head_that_moves_with_the_embeddings_although_it_is_switched_off_is_said_with_the_way_out",
         "model/test_checkpoint.py::test_c15_tied_weights_stay_one_tensor_through_training_checkpoint_and_export",
     ),
     "T17": (

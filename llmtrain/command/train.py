@@ -984,18 +984,21 @@ def _panel(built: Parts, machine: Runtime, job: Trainer, anatomy: Anatomy, folde
         grid.add_row(name, value)
     machine.console.print(Panel(grid, title=f"llmtrain {llmtrain.__version__}", title_align="left", expand=False))
     if verb == "finetune":
-        _block_map(machine, job, anatomy)
+        _block_map(built, machine, job, anatomy)
 
 
-def _block_map(machine: Runtime, job: Trainer, anatomy: Anatomy) -> None:
-    """What is frozen and what moves, part by part, and what is tied to what is frozen."""
-    from llmtrain.finetune.base import tied_frozen
+def _block_map(built: Parts, machine: Runtime, job: Trainer, anatomy: Anatomy) -> None:
+    """What is frozen and what moves, part by part, and what is tied to the other kind."""
+    from llmtrain.finetune.base import tied_frozen, tied_moving
     from llmtrain.report import blocks
 
     machine.console.print(blocks.table(blocks.lines(job.saved, anatomy, job.phases, job.optimizer.lr)))
     moving = frozenset().union(*(phase.trainable for phase in job.phases))
     for name, other in tied_frozen(anatomy, moving).items():
         machine.console.print(f"{name} is tied to {other}, which is frozen: it stays frozen with it; finetune.untie=true trains a copy", markup=False)
+    for name, other in tied_moving(anatomy, moving).items() if not built.finetune.trains_head else ():
+        said = f"{name} is tied to {other}, which is trained: it moves with it, although finetune.head=false; finetune.untie=true freezes a copy"
+        machine.console.print(said, markup=False)
 
 
 def _results(built: Parts, machine: Runtime, job: Trainer, state: RunState, rows: dict[str, Dataset]) -> dict[str, Any]:

@@ -532,6 +532,40 @@ def test_a_head_that_stays_frozen_with_the_embeddings_is_said_with_the_way_out(f
     assert "finetune.untie=true" in said
 
 
+EMBEDDINGS_ALONE = (
+    "finetune=layers", "finetune.address=none", "finetune.embeddings=true", "finetune.norm=false", "finetune.pooler=false", "finetune.head=false",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("of", "objective", "output", "embeddings"),
+    [
+        ("gpt", "next_token", "lm_head.weight", "transformer.wte.weight"),
+        ("bert", "masked_lm", "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+    ],
+)
+def test_a_head_that_moves_with_the_embeddings_although_it_is_switched_off_is_said_with_the_way_out(
+    finetune: Train, pretrained: Pretrained, tmp_path: Path, capsys: pytest.CaptureFixture[str], of: str, objective: str, output: str, embeddings: str
+) -> None:
+    before, said, moved = weights(pretrained(of) / "final")[embeddings], {}, {}
+    asked = (f"objective={objective}", "data.max_length=16", *EMBEDDINGS_ALONE, "trainer.max_steps=2")
+    for untie in ("false", "true"):
+        final = weights(finetune(tmp_path / untie, *asked, f"finetune.untie={untie}", of=of) / "final")
+        said[untie] = " ".join(capsys.readouterr().out.split())
+        moved[untie] = not torch.equal(final.get(output, final[embeddings]), before)
+        assert not torch.equal(final[embeddings], before)
+    line = f"{output} is tied to {embeddings}, which is trained: it moves with it, although finetune.head=false; finetune.untie=true freezes a copy"
+    assert (line in said["false"], "is tied to" in said["true"]) == (True, False)
+    assert moved == {"false": True, "true": False}
+
+
+@pytest.mark.parametrize("mode", ["full", "layers"])
+def test_nothing_is_said_of_a_head_that_is_to_move_with_the_embeddings(finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str) -> None:
+    moving = ("finetune.embeddings=true",) if mode == "layers" else ()
+    finetune(tmp_path / "run", *WORDS, f"finetune={mode}", *moving, "trainer.max_steps=2", of="gpt")
+    assert "is tied to" not in capsys.readouterr().out
+
+
 def test_a_run_that_was_refused_leaves_its_folder_to_the_next(finetune: Train, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         finetune(tmp_path / "run", *WORDS, "finetune=features", of="gpt")
