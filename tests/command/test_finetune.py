@@ -389,6 +389,7 @@ WORDS = ("objective=next_token", "data.max_length=16")
 REFUSED: list[tuple[str, tuple[str, ...], str, str]] = [
     ("bert", (*FROM_NOTHING, "finetune=features"), "start from random numbers and would stay frozen", "finetune=full"),
     ("bert", (*FROM_NOTHING, "finetune=last_layers", "finetune.blocks=1"), "start from random numbers and would stay frozen", "llmtrain pretrain"),
+    ("bert", (*FROM_NOTHING, "finetune=gradual"), "would stay frozen in an early phase", "finetune=full"),
     ("bert", ("finetune=layers", "finetune.head=false"), "pooled.weight", "a mode that trains them too"),
     ("bert", ("objective=sentence_order", "data.words=200", "data.max_length=48", "finetune=features"), "bert.pooler.dense", "finetune=full"),
     ("gpt", (*WORDS, "finetune=features"), "lm_head.weight is tied to the frozen embeddings", "finetune.untie=true"),
@@ -460,6 +461,8 @@ def larger_tokenizer(run: Path, folder: Path) -> Path:
         ("full", False, "C01 the tokenizer has 141 tokens, the model's embedding 139 rows"),
         ("last_layers", True, "embeddings: the new rows"),
         ("features", True, "embeddings: the new rows"),
+        ("gradual", True, "would stay frozen in an early phase, whose weights may be the exported ones: embeddings: the new rows"),
+        ("lp_ft", True, "would stay frozen in an early phase, whose weights may be the exported ones: embeddings: the new rows"),
     ],
 )
 def test_c01_new_token_rows_are_added_on_demand_and_never_stay_frozen(
@@ -497,12 +500,32 @@ def test_a_gpt_learns_tokens_of_its_own_for_the_parts_of_a_sequence_and_keeps_th
     [
         ("gpt", ["finetune=features"], "start from random numbers and would stay frozen"),
         ("gpt", ["finetune=last_layers", "finetune.blocks=1"], "start from random numbers and would stay frozen"),
+        ("gpt", ["finetune=lp_ft"], "start from random numbers and would stay frozen in an early phase"),
+        ("gpt", ["finetune=gradual"], "start from random numbers and would stay frozen in an early phase"),
         ("bert", ["finetune=full"], "is bidirectional and has [CLS] and [SEP]"),
     ],
 )
 def test_tokens_of_a_task_that_nothing_would_train_are_refused(finetune: Train, tmp_path: Path, of: str, typed: list[str], what: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(what)):
         finetune(tmp_path / "run", *typed, "objective=classification", "tokenizer.task_tokens=true", of=of)
+
+
+def test_a_pooler_that_the_weights_lack_is_trained_with_the_head_from_the_first_phase_on(
+    finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer.Trainer, "_better", lambda self, value: self.state.best is None)  # the first evaluation, in the head's phase
+    phases = ("finetune=lp_ft", "finetune.head_share=0.5", "trainer.max_steps=4", "evaluation.every_steps=2", "checkpoint.export=best")
+    found = proof(finetune(tmp_path / "run", *phases, "objective=sentence_order", "data.words=200", "data.max_length=48"))["freezing"]
+    assert (found["trainable"], found["trainable_moved"]) == (4, 4)  # weight and bias of pooler and head
+    assert {name for name, section in found["sections"].items() if section["from_share"] == 0} == {"final", "head"}
+    assert found["sections"]["final"]["lr"] == found["sections"]["head"]["lr"] == pytest.approx(20 * found["sections"]["block.0"]["lr"])
+
+
+def test_a_pooler_that_came_with_the_weights_waits_for_the_second_phase(finetune: Train, tmp_path: Path) -> None:
+    pairs = ("objective=sentence_order", "data.words=200", "data.max_length=48", "trainer.max_steps=2")
+    first = finetune(tmp_path / "first", "finetune=full", *pairs)
+    again = finetune(tmp_path / "again", "finetune=lp_ft", *pairs, f"model.checkpoint={first}")
+    assert {name for name, section in proof(again)["freezing"]["sections"].items() if section["from_share"] == 0} == {"head"}
 
 
 def test_spare_rows_of_an_embedding_that_become_tokens_of_a_task_count_as_random(finetune: Train, pretrained: Pretrained, tmp_path: Path) -> None:
