@@ -856,8 +856,11 @@ def freeze(model: nn.Module, phase: Phase) -> None:
 
 
 def set_modes(model: nn.Module, frozen: Collection[str]) -> None:
-    """train() for what moves, eval() for modules that are frozen: their dropout would be noise, and a cache of them another model."""
+    """train() for what moves, eval() for modules that are frozen: their dropout would be noise, and a cache of them another model.
+
+    Each module by itself: one around the blocks may be among them while blocks in it learn.
+    """
     model.train()
     for name, module in model.named_modules():
         if name in frozen:
-            module.eval()
+            module.training = False

@@ -45,10 +45,12 @@ TABLE: dict[str, tuple[str, ...]] = {
     "T16": (
         "test_traps.py::test_t16_c15_tied_weights_are_one_tensor_at_every_update_before_and_after_a_resume",
         "command/test_finetune.py::test_a_head_that_stays_frozen_with_the_embeddings_is_said_with_the_way_out",
+        "command/test_finetune.py::test_a_head_that_moves_with_the_embeddings_although_it_is_switched_off_is_said_with_the_way_out",
         "model/test_checkpoint.py::test_c15_tied_weights_stay_one_tensor_through_training_checkpoint_and_export",
     ),
     "T17": (
         "test_traps.py::test_t17_what_was_computed_once_is_what_frozen_layers_compute_at_every_update",
+        "test_traps.py::test_t17_nor_do_families_drop_out_or_leave_out_blocks_below_the_cut_that_do_so_by_hand",
         "command/test_finetune.py::test_at_every_step_frozen_modules_are_in_eval_and_only_what_is_trained_is_in_the_optimizer",
     ),
     "T18": (
@@ -241,6 +243,35 @@ def test_t17_what_was_computed_once_is_what_frozen_layers_compute_at_every_updat
     asked = (*mode, "trainer.log_every_steps=1", "trainer.max_steps=4", "evaluation.every_steps=1")
     stored = losses(finetune(tmp_path / "stored", *asked, "cache.use=always", of="bert_dropout"))
     again = losses(finetune(tmp_path / "again", *asked, "cache.use=never", of="bert_dropout"))
+    assert len(stored) == 4
+    assert stored == pytest.approx(again, rel=1e-5)
+
+
+SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+BY_HAND: dict[str, tuple[str, dict[str, Any]]] = {
+    "biogpt": ("BioGptForCausalLM", SHAPE),
+    "starcoder2": ("Starcoder2ForCausalLM", {**SHAPE, "num_key_value_heads": 2, "embedding_dropout": 0.1}),
+    "xglm": ("XGLMForCausalLM", {"d_model": 32, "num_layers": 2, "attention_heads": 2, "ffn_dim": 64, "layerdrop": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("mode", [("finetune=features",), ("finetune=last_layers", "finetune.blocks=1")])
+def test_t17_nor_do_families_drop_out_or_leave_out_blocks_below_the_cut_that_do_so_by_hand(
+    finetune: Train, pretrained: Pretrained, tmp_path: Path, mode: tuple[str, ...], name: str
+) -> None:
+    """They call dropout in the module around the blocks, which is no dropout module that could be in eval() by itself."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(pretrained("gpt") / "final")
+    model_class, settings = getattr(transformers, BY_HAND[name][0]), BY_HAND[name][1]
+    torch.manual_seed(0)
+    config = model_class.config_class(**settings, vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id)
+    model_class(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    asked = (*mode, f"model.checkpoint={tmp_path / 'base'}", "trainer.log_every_steps=1", "trainer.max_steps=4", "evaluation.every_steps=1")
+    stored = losses(finetune(tmp_path / "stored", *asked, "cache.use=always"))
+    again = losses(finetune(tmp_path / "again", *asked, "cache.use=never"))
     assert len(stored) == 4
     assert stored == pytest.approx(again, rel=1e-5)
 

@@ -386,7 +386,7 @@ def prepare(built: Parts, machine: Runtime, folder: Path, verb: str, resume: Pat
     tokenizer, stages, held_out, rows, judging = _data(built, machine, folder)
     model = _model(built, machine, tokenizer, machine.settings.seed, built.objective.outputs(rows["train"]))
     model, anatomy = _prepared(built, model, rows)
-    phases = [read_by_something(phase, anatomy) for phase in built.finetune.plan(anatomy)]
+    phases = with_fresh_tops(model, anatomy, [read_by_something(phase, anatomy) for phase in built.finetune.plan(anatomy)])
     refuse_random_and_frozen(model, phases)
     started = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(model).items()}
     base = _base(built, model, started) if verb == "finetune" else None
@@ -754,24 +754,57 @@ def _anatomy(model: PreTrainedModel, mode: Finetune) -> Anatomy:
         return undivided(model)
 
 
-def refuse_random_and_frozen(model: PreTrainedModel, phases: list[Phase]) -> None:
-    """Refuse parameters that start from random numbers and never move: a published study had a row of them.
+def with_fresh_tops(model: PreTrainedModel, anatomy: Anatomy, phases: list[Phase]) -> list[Phase]:
+    """Phases that train from the first one on what stands between blocks and head and starts from random numbers, where a later one trains it.
 
-    Raises:
-        ConfigError: naming them.
+    A pooler that the weights lack: in lp_ft the head would learn to read noise that then moves away. Token rows are below
+    the blocks and are left to `refuse_random_and_frozen`: to train them is to train the whole matrix they stand in, so that
+    the features would change under the head, which is what these modes are there to avoid.
     """
     from llmtrain.model.base import fresh
 
     moving = frozenset().union(*(phase.trainable for phase in phases))
-    drawn = {name for name, parameter in model.named_parameters() if parameter.any()}  # a bias of zeros is nothing random
-    stuck = sorted(name for name in fresh(model) - moving if name in drawn or ":" in name)
-    if any(":" in name for name in stuck) and any(dict(model.named_parameters())[n] is model.get_input_embeddings().weight for n in moving):
-        stuck = [name for name in stuck if ":" not in name]
+    tops = fresh(model) & moving & set(anatomy.names("final")) - anatomy.shared
+
+    def with_tops(phase: Phase) -> Phase:
+        late = tops - phase.trainable
+        rate = max(phase.lr_scale.get(name, 1.0) for name in phase.trainable)  # the head's
+        return dataclasses.replace(phase, trainable=phase.trainable | late, lr_scale={**phase.lr_scale, **dict.fromkeys(late, rate)})
+
+    return [phase if tops <= phase.trainable else with_tops(phase) for phase in phases]
+
+
+def refuse_random_and_frozen(model: PreTrainedModel, phases: list[Phase]) -> None:
+    """Refuse parameters that start from random numbers and do not move: a published study had a row of them.
+
+    In every phase: the weights that are exported may be of an early one, as the best or because the run was stopped there.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    found = [_random_and_frozen(model, phase) for phase in phases]
+    stuck = next((names for names in found if names), [])
     if stuck:
+        never = set(stuck).intersection(*found)
+        when = "would stay frozen" if never else "would stay frozen in an early phase, whose weights may be the exported ones"
+        listed = sorted(never) or stuck
+        more = "a mode that trains them too, or weights that have them (llmtrain pretrain makes some)" if never else "or a mode that trains them from the start"
         raise ConfigError(
-            f"{len(stuck)} tensors start from random numbers and would stay frozen: {', '.join(stuck[:3])}{' …' if len(stuck) > 3 else ''}",
-            fix="finetune=full, a mode that trains them too, or weights that have them (llmtrain pretrain makes some)",
+            f"{len(listed)} tensors start from random numbers and {when}: {', '.join(listed[:3])}{' …' if len(listed) > 3 else ''}",
+            fix=f"finetune=full, {more}",
         )
+
+
+def _random_and_frozen(model: PreTrainedModel, phase: Phase) -> list[str]:
+    """What starts from random numbers and does not move in a phase."""
+    from llmtrain.model.base import fresh
+
+    new = fresh(model) - phase.trainable
+    drawn = {name for name, parameter in model.named_parameters() if name in new and parameter.any()}  # a bias of zeros is nothing random
+    stuck = sorted(name for name in new if name in drawn or ":" in name)
+    if any(dict(model.named_parameters())[name] is model.get_input_embeddings().weight for name in phase.trainable):
+        stuck = [name for name in stuck if ":" not in name]
+    return stuck
 
 
 def _base(built: Parts, model: PreTrainedModel, started: dict[str, str]) -> checkpoint.Base | None:
@@ -1005,18 +1038,21 @@ def _panel(built: Parts, machine: Runtime, job: Trainer, anatomy: Anatomy, folde
         grid.add_row(name, value)
     machine.console.print(Panel(grid, title=f"llmtrain {llmtrain.__version__}", title_align="left", expand=False))
     if verb == "finetune":
-        _block_map(machine, job, anatomy)
+        _block_map(built, machine, job, anatomy)
 
 
-def _block_map(machine: Runtime, job: Trainer, anatomy: Anatomy) -> None:
-    """What is frozen and what moves, part by part, and what is tied to what is frozen."""
-    from llmtrain.finetune.base import tied_frozen
+def _block_map(built: Parts, machine: Runtime, job: Trainer, anatomy: Anatomy) -> None:
+    """What is frozen and what moves, part by part, and what is tied to the other kind."""
+    from llmtrain.finetune.base import tied_frozen, tied_moving
     from llmtrain.report import blocks
 
     machine.console.print(blocks.table(blocks.lines(job.saved, anatomy, job.phases, job.optimizer.lr)))
     moving = frozenset().union(*(phase.trainable for phase in job.phases))
     for name, other in tied_frozen(anatomy, moving).items():
         machine.console.print(f"{name} is tied to {other}, which is frozen: it stays frozen with it; finetune.untie=true trains a copy", markup=False)
+    for name, other in tied_moving(anatomy, moving).items() if not built.finetune.trains_head else ():
+        said = f"{name} is tied to {other}, which is trained: it moves with it, although finetune.head=false; finetune.untie=true freezes a copy"
+        machine.console.print(said, markup=False)
 
 
 def _results(built: Parts, machine: Runtime, job: Trainer, state: RunState, rows: dict[str, Dataset]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 A mode returns phases. A change of phase is a step boundary: wrapper and optimizer are built anew, and parameters that
 stay trainable keep their optimizer state by name.
 
-A tied parameter counts at its earliest use: while the embeddings are frozen, an output matrix tied to them is frozen
-with them. `tied_frozen` says so, `untie` ends it.
+A tied parameter counts at its earliest use: an output matrix tied to the embeddings is frozen with them and moves with
+them. `tied_frozen` and `tied_moving` say so, `untie` ends it.
 """
 
 from __future__ import annotations
@@ -172,9 +172,18 @@ class Untying(Finetune):
 
 def tied_frozen(anatomy: Anatomy, trainable: Iterable[str]) -> dict[str, str]:
     """Output weight → the weight of the embeddings that it is tied to, where training `trainable` leaves both frozen."""
-    moving = set(trainable)
+    return _tied(anatomy, set(anatomy.sections) - set(trainable))
+
+
+def tied_moving(anatomy: Anatomy, trainable: Iterable[str]) -> dict[str, str]:
+    """The same, where training `trainable` moves both."""
+    return _tied(anatomy, set(trainable))
+
+
+def _tied(anatomy: Anatomy, among: set[str]) -> dict[str, str]:
+    """Output weight → the weight of the embeddings that it is tied to, where that is among some parameters."""
     body = anatomy.stack.partition(".")[0] + "."
-    pairs = [(alias, known) for alias, known in anatomy.tied.items() if anatomy.sections[known] == "embeddings" and known not in moving]
+    pairs = [(alias, known) for alias, known in anatomy.tied.items() if anatomy.sections[known] == "embeddings" and known in among]
     # The model may list its head first, and then the matrix goes by the head's name (XLM-RoBERTa).
     return {name: other for alias, known in pairs for name, other in ((alias, known), (known, alias)) if not name.startswith(body)}
 

@@ -77,6 +77,7 @@ class Anatomy:
     tied: Mapping[str, str]  # further name of a tied parameter → the name in `sections`
     modules: Mapping[str, str]  # module → section, where all of it is in one section; for train() and eval()
     shared: frozenset[str]  # parameters of `final` that the blocks use: frozen when any block is
+    draws: frozenset[str]  # modules around the stack that drop out, or leave out blocks, by hand: not by a module that could be in eval() by itself
     unused: frozenset[str]  # parameters that get no gradient from a forward without labels
     returns: int | None  # items in the tuple that a block returns, hidden states first; None: the bare tensor
     batch_first: bool  # False where the blocks see (time, batch, width), as XLNet's do
@@ -223,6 +224,7 @@ def undivided(model: PreTrainedModel) -> Anatomy:
         tied=tied,
         modules={},
         shared=frozenset(),
+        draws=frozenset(),
         unused=frozenset(),
         returns=None,
         batch_first=True,
@@ -231,10 +233,12 @@ def undivided(model: PreTrainedModel) -> Anatomy:
 
 
 def frozen_modules(anatomy: Anatomy, model: nn.Module, trainable: Iterable[str]) -> list[str]:
-    """The modules to put in eval(), in the model's order: what is frozen should neither drop out nor count statistics.
+    """The modules to put in eval(), each by itself, in the model's order: what is frozen should neither drop out nor count statistics.
 
-    A module is frozen when all its parameters are; one without parameters (a dropout) when its section has nothing
-    trainable. Modules without parameters that stand in no section are left alone.
+    A module is frozen when all its parameters are, with all that stands in it; one without parameters (a dropout) when its
+    section has nothing trainable. Modules without parameters that stand in no section are left alone. A module around the
+    blocks that draws by itself (`Anatomy.draws`) is in eval() where the embeddings are frozen: what it drops out is theirs,
+    and a block that it leaves out may be a frozen one. What is trained in it has a mode of its own.
     """
     moving = {anatomy.tied.get(name, name) for name in trainable}
     alive = {section for name, section in anatomy.sections.items() if name in moving}
@@ -246,7 +250,10 @@ def frozen_modules(anatomy: Anatomy, model: nn.Module, trainable: Iterable[str])
             return trained.isdisjoint(own)
         return name in anatomy.modules and anatomy.modules[name] not in alive
 
-    return [name for name, module in model.named_modules() if frozen(name, module)]
+    asleep = {id(inner) for name, module in model.named_modules() if frozen(name, module) for inner in module.modules()}
+    if EMBEDDINGS not in alive:
+        asleep |= {id(model.get_submodule(name)) for name in anatomy.draws}
+    return [name for name, module in model.named_modules() if id(module) in asleep]
 
 
 def untie(model: PreTrainedModel) -> list[str]:
@@ -407,6 +414,7 @@ def _derive(model: PreTrainedModel) -> Anatomy:
         tied=_names(model)[1],
         modules=_modules(model, stack, sections, trace.calls),
         shared=shared,
+        draws=_draws(model, stack),
         unused=unused,
         returns=trace.returns,
         batch_first=trace.shape[0] == len(LENGTHS),
@@ -482,6 +490,27 @@ def _run(model: PreTrainedModel, blocks: nn.ModuleList) -> _Trace:
     with _hooked(hooks):
         marks.append(_nodes(model(**_batch(model.config))))
     return _Trace(marks=marks, calls=calls, order=order, shape=seen.get("shape", torch.Size()), returns=seen.get("returns"))
+
+
+def _draws(model: PreTrainedModel, stack: str) -> frozenset[str]:
+    """The modules around the stack, inside the base model, that draw random numbers in a forward where they alone are in train().
+
+    Asked of each one, as not all of them may be in eval() while something in them learns: xLSTM then computes without gradients.
+    """
+    parts = stack.split(".")
+    around = [name for name in (".".join(parts[:number]) for number in range(len(parts))) if _inside(name, model)]
+    return frozenset(name for name in around if _draws_alone(model, model.get_submodule(name)))
+
+
+def _draws_alone(model: PreTrainedModel, module: nn.Module) -> bool:
+    before = torch.get_rng_state()
+    module.training = True
+    try:
+        with torch.no_grad():
+            model(**_batch(model.config))
+    finally:
+        module.training = False
+    return not torch.equal(torch.get_rng_state(), before)
 
 
 def _sections(model: PreTrainedModel, stack: str, trace: _Trace) -> tuple[dict[str, str], frozenset[str], frozenset[str]]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmtrain.finetune.base import tied_frozen, tied_moving
+
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
@@ -23,6 +25,8 @@ class Line:
         from_share: share of the budget after which they move; None: never.
         lr: largest learning rate of its parameters at the peak of the schedule; None: frozen.
         crossed: frozen, but the backward pass has to cross it to reach what moves below.
+        tied: of embeddings and head, whether an output matrix moves that is tied to the embeddings, with which it is counted;
+            None: there is none.
     """
 
     section: str
@@ -31,6 +35,7 @@ class Line:
     from_share: float | None
     lr: float | None
     crossed: bool
+    tied: bool | None = None
 
 
 def lines(model: nn.Module, anatomy: Anatomy, phases: list[Phase], lr: float) -> list[Line]:
@@ -42,6 +47,7 @@ def lines(model: nn.Module, anatomy: Anatomy, phases: list[Phase], lr: float) ->
         for name in phase.trainable:
             begins.setdefault(name, begin)
             rates[name] = max(rates.get(name, 0.0), lr * phase.lr_scale.get(name, 1.0))
+    tied = True if tied_moving(anatomy, begins) else False if tied_frozen(anatomy, begins) else None
     found: list[Line] = []
     below = False
     for section in ordered(anatomy):
@@ -57,6 +63,7 @@ def lines(model: nn.Module, anatomy: Anatomy, phases: list[Phase], lr: float) ->
                 from_share=min((begins[name] for name in moving), default=None),
                 lr=max((rates[name] for name in moving), default=None),
                 crossed=below and not moving,
+                tied=tied if section in ("embeddings", "head") else None,
             )
         )
         below = below or bool(moving)
@@ -81,6 +88,8 @@ def table(found: list[Line]) -> Table:
         each = " each" if first is not last else ""
         state = "frozen" if first.from_share is None else "trainable"
         notes = ["the backward pass crosses it"] if first.crossed else []
+        notes += ["the tied output matrix with it"] if first.tied is not None and first.section == "embeddings" else []
+        notes += ["but for its tied matrix"] if first.tied is not None and first.section == "head" and first.tied is (first.from_share is None) else []
         notes += [f"from {first.from_share:.0%} of the updates on"] if first.from_share else []
         style = "dim" if first.from_share is None else None
         rate = "" if first.lr is None else f"{first.lr:.2g}"

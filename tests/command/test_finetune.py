@@ -389,6 +389,7 @@ WORDS = ("objective=next_token", "data.max_length=16")
 REFUSED: list[tuple[str, tuple[str, ...], str, str]] = [
     ("bert", (*FROM_NOTHING, "finetune=features"), "start from random numbers and would stay frozen", "finetune=full"),
     ("bert", (*FROM_NOTHING, "finetune=last_layers", "finetune.blocks=1"), "start from random numbers and would stay frozen", "llmtrain pretrain"),
+    ("bert", (*FROM_NOTHING, "finetune=gradual"), "would stay frozen in an early phase", "finetune=full"),
     ("bert", ("finetune=layers", "finetune.head=false"), "pooled.weight", "a mode that trains them too"),
     ("bert", ("objective=sentence_order", "data.words=200", "data.max_length=48", "finetune=features"), "bert.pooler.dense", "finetune=full"),
     ("gpt", (*WORDS, "finetune=features"), "lm_head.weight is tied to the frozen embeddings", "finetune.untie=true"),
@@ -460,6 +461,8 @@ def larger_tokenizer(run: Path, folder: Path) -> Path:
         ("full", False, "C01 the tokenizer has 141 tokens, the model's embedding 139 rows"),
         ("last_layers", True, "embeddings: the new rows"),
         ("features", True, "embeddings: the new rows"),
+        ("gradual", True, "would stay frozen in an early phase, whose weights may be the exported ones: embeddings: the new rows"),
+        ("lp_ft", True, "would stay frozen in an early phase, whose weights may be the exported ones: embeddings: the new rows"),
     ],
 )
 def test_c01_new_token_rows_are_added_on_demand_and_never_stay_frozen(
@@ -497,12 +500,32 @@ def test_a_gpt_learns_tokens_of_its_own_for_the_parts_of_a_sequence_and_keeps_th
     [
         ("gpt", ["finetune=features"], "start from random numbers and would stay frozen"),
         ("gpt", ["finetune=last_layers", "finetune.blocks=1"], "start from random numbers and would stay frozen"),
+        ("gpt", ["finetune=lp_ft"], "start from random numbers and would stay frozen in an early phase"),
+        ("gpt", ["finetune=gradual"], "start from random numbers and would stay frozen in an early phase"),
         ("bert", ["finetune=full"], "is bidirectional and has [CLS] and [SEP]"),
     ],
 )
 def test_tokens_of_a_task_that_nothing_would_train_are_refused(finetune: Train, tmp_path: Path, of: str, typed: list[str], what: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(what)):
         finetune(tmp_path / "run", *typed, "objective=classification", "tokenizer.task_tokens=true", of=of)
+
+
+def test_a_pooler_that_the_weights_lack_is_trained_with_the_head_from_the_first_phase_on(
+    finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer.Trainer, "_better", lambda self, value: self.state.best is None)  # the first evaluation, in the head's phase
+    phases = ("finetune=lp_ft", "finetune.head_share=0.5", "trainer.max_steps=4", "evaluation.every_steps=2", "checkpoint.export=best")
+    found = proof(finetune(tmp_path / "run", *phases, "objective=sentence_order", "data.words=200", "data.max_length=48"))["freezing"]
+    assert (found["trainable"], found["trainable_moved"]) == (4, 4)  # weight and bias of pooler and head
+    assert {name for name, section in found["sections"].items() if section["from_share"] == 0} == {"final", "head"}
+    assert found["sections"]["final"]["lr"] == found["sections"]["head"]["lr"] == pytest.approx(20 * found["sections"]["block.0"]["lr"])
+
+
+def test_a_pooler_that_came_with_the_weights_waits_for_the_second_phase(finetune: Train, tmp_path: Path) -> None:
+    pairs = ("objective=sentence_order", "data.words=200", "data.max_length=48", "trainer.max_steps=2")
+    first = finetune(tmp_path / "first", "finetune=full", *pairs)
+    again = finetune(tmp_path / "again", "finetune=lp_ft", *pairs, f"model.checkpoint={first}")
+    assert {name for name, section in proof(again)["freezing"]["sections"].items() if section["from_share"] == 0} == {"head"}
 
 
 def test_spare_rows_of_an_embedding_that_become_tokens_of_a_task_count_as_random(finetune: Train, pretrained: Pretrained, tmp_path: Path) -> None:
@@ -530,6 +553,40 @@ def test_a_head_that_stays_frozen_with_the_embeddings_is_said_with_the_way_out(f
     said = " ".join(capsys.readouterr().out.split())
     assert "lm_head.weight is tied to transformer.wte.weight, which is frozen" in said
     assert "finetune.untie=true" in said
+
+
+EMBEDDINGS_ALONE = (
+    "finetune=layers", "finetune.address=none", "finetune.embeddings=true", "finetune.norm=false", "finetune.pooler=false", "finetune.head=false",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("of", "objective", "output", "embeddings"),
+    [
+        ("gpt", "next_token", "lm_head.weight", "transformer.wte.weight"),
+        ("bert", "masked_lm", "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+    ],
+)
+def test_a_head_that_moves_with_the_embeddings_although_it_is_switched_off_is_said_with_the_way_out(
+    finetune: Train, pretrained: Pretrained, tmp_path: Path, capsys: pytest.CaptureFixture[str], of: str, objective: str, output: str, embeddings: str
+) -> None:
+    before, said, moved = weights(pretrained(of) / "final")[embeddings], {}, {}
+    asked = (f"objective={objective}", "data.max_length=16", *EMBEDDINGS_ALONE, "trainer.max_steps=2")
+    for untie in ("false", "true"):
+        final = weights(finetune(tmp_path / untie, *asked, f"finetune.untie={untie}", of=of) / "final")
+        said[untie] = " ".join(capsys.readouterr().out.split())
+        moved[untie] = not torch.equal(final.get(output, final[embeddings]), before)
+        assert not torch.equal(final[embeddings], before)
+    line = f"{output} is tied to {embeddings}, which is trained: it moves with it, although finetune.head=false; finetune.untie=true freezes a copy"
+    assert (line in said["false"], "is tied to" in said["true"]) == (True, False)
+    assert moved == {"false": True, "true": False}
+
+
+@pytest.mark.parametrize("mode", ["full", "layers"])
+def test_nothing_is_said_of_a_head_that_is_to_move_with_the_embeddings(finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str) -> None:
+    moving = ("finetune.embeddings=true",) if mode == "layers" else ()
+    finetune(tmp_path / "run", *WORDS, f"finetune={mode}", *moving, "trainer.max_steps=2", of="gpt")
+    assert "is tied to" not in capsys.readouterr().out
 
 
 def test_a_run_that_was_refused_leaves_its_folder_to_the_next(finetune: Train, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from llmtrain.config import build, kinds
 from llmtrain.errors import ConfigError
-from llmtrain.finetune.base import Decayed, Finetune, Untying, tied_frozen
+from llmtrain.finetune.base import Decayed, Finetune, Untying, tied_frozen, tied_moving
 from tests.finetune.conftest import batch, case, mode, real
 
 KINDS = sorted(kinds(Finetune))
@@ -86,6 +86,29 @@ def test_an_output_matrix_tied_to_frozen_embeddings_is_frozen_and_named(kind: st
 def test_nothing_is_said_of_ties_where_the_embeddings_are_trained(name: str, tied: dict[str, str]) -> None:
     anatomy = case(name).anatomy
     assert tied_frozen(anatomy, mode("full").plan(anatomy)[0].trainable) == {}
+
+
+EMBEDDINGS_ALONE = {"address": "none", "embeddings": True, "norm": False, "pooler": False, "head": False}
+
+
+@pytest.mark.parametrize(("name", "tied"), TIED)
+def test_an_output_matrix_tied_to_trained_embeddings_is_named_as_one_that_moves(name: str, tied: dict[str, str]) -> None:
+    anatomy = case(name).anatomy
+    (phase,) = mode("layers", **EMBEDDINGS_ALONE).plan(anatomy)
+    assert tied_moving(anatomy, phase.trainable) == tied
+    assert tied_moving(anatomy, mode("last_layers").plan(anatomy)[0].trainable) == {}
+
+
+@pytest.mark.parametrize(("name", "tied"), TIED)
+def test_untied_the_output_matrix_stays_frozen_beside_trained_embeddings(name: str, tied: dict[str, str]) -> None:
+    ((output, embeddings),) = tied.items()
+    model, before = real(name), case(name).anatomy
+    policy = mode("layers", untie=True, **EMBEDDINGS_ALONE)
+    anatomy = before.fitted(policy.prepare(model, before))
+    (phase,) = policy.plan(anatomy)
+    assert embeddings in phase.trainable
+    assert output not in phase.trainable
+    assert tied_moving(anatomy, phase.trainable) == {}
 
 
 @pytest.mark.parametrize("kind", ["features", "lp_ft"])

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ DISTIL: dict[str, Any] = {"vocab_size": 99, "pad_token_id": 0, "dim": 48, "n_lay
 # As many feed-forward networks in each block as there are blocks.
 MOBILE: dict[str, Any] = {**BERT, "num_attention_heads": 4, "embedding_size": 24, "intra_bottleneck_size": 24, "num_feedforward_networks": DEPTH + 1}
 XLNET: dict[str, Any] = {**IDS, "d_model": 48, "n_layer": DEPTH, "n_head": 6, "d_inner": 72, "use_mems_eval": False}
+XGLM: dict[str, Any] = {**IDS, "d_model": 48, "num_layers": DEPTH, "attention_heads": 6, "ffn_dim": 72}
 GEMMA: dict[str, Any] = {**LLAMA, "head_dim": 16, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 
 FAMILIES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
@@ -78,6 +79,10 @@ FAMILIES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
     "gemma3": (t.Gemma3ForCausalLM, t.Gemma3TextConfig, GEMMA),
     "phi3": (t.Phi3ForCausalLM, t.Phi3Config, LLAMA),
     "olmo2": (t.Olmo2ForCausalLM, t.Olmo2Config, LLAMA),
+    "biogpt": (t.BioGptForCausalLM, t.BioGptConfig, BERT),
+    "biogpt_layerdrop": (t.BioGptForCausalLM, t.BioGptConfig, {**BERT, "hidden_dropout_prob": 0.0, "layerdrop": 0.9}),
+    "xglm": (t.XGLMForCausalLM, t.XGLMConfig, XGLM),
+    "starcoder2": (t.Starcoder2ForCausalLM, t.Starcoder2Config, {**LLAMA, "embedding_dropout": 0.1}),
     "mamba": (t.MambaForCausalLM, t.MambaConfig, {**IDS, "hidden_size": 48, "num_hidden_layers": DEPTH, "state_size": 4}),
 }
 family = pytest.mark.parametrize("name", FAMILIES)
@@ -421,12 +426,52 @@ def test_frozen_modules_are_named_as_the_model_names_them() -> None:
     assert "lm_head" not in frozen_modules(found, model, ["lm_head.weight"])
 
 
+def in_train(name: str, trainable: Iterable[str]) -> Any:
+    """A new model in train(), but for its frozen modules."""
+    model = FAMILIES[name][0](config_of(name)).train()
+    for path in frozen_modules(anatomy_of(name), model, trainable):
+        model.get_submodule(path).training = False
+    return model
+
+
+BY_HAND = {"biogpt": "biogpt", "biogpt_layerdrop": "biogpt", "xglm": "model", "starcoder2": "model"}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_what_drops_out_or_leaves_out_blocks_by_hand_does_so_where_the_embeddings_are_trained_and_nowhere_else(name: str) -> None:
+    found, around = anatomy_of(name), BY_HAND[name]
+    assert found.draws == {around}
+    assert in_train(name, found.sections).get_submodule(around).training
+    assert in_train(name, found.names("embeddings")).get_submodule(around).training
+    assert not in_train(name, found.above(1)).get_submodule(around).training
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_what_is_trained_in_it_drops_out_all_the_same(name: str) -> None:
+    found = anatomy_of(name)
+    model = in_train(name, found.above(1))
+    trained = {i: {inner.training for inner in block.modules()} for i, block in enumerate(model.get_submodule(found.stack))}
+    assert trained == {0: {False}, **{i: {True} for i in range(1, DEPTH)}}
+    assert model.training  # what a head does by hand is its own
+
+
+@family
+def test_other_families_draw_by_their_modules_alone(name: str) -> None:
+    assert anatomy_of(name).draws == ({BY_HAND[name]} if name in BY_HAND else set())
+
+
+def test_a_module_around_the_blocks_that_computes_otherwise_in_eval_and_draws_nothing_stays_in_train() -> None:
+    """RWKV changes its weights for inference, and xLSTM computes long texts without gradients."""
+    rwkv = t.RwkvConfig(**IDS, hidden_size=48, num_hidden_layers=DEPTH, rescale_every=1)
+    found = anatomy(rwkv, t.RwkvForCausalLM)
+    assert found.draws == set()
+    assert not {"", "rwkv"} & set(frozen_modules(found, t.RwkvForCausalLM(rwkv), found.above(1)))
+
+
 @family
 @depth
 def test_a_model_in_train_with_its_frozen_modules_in_eval_hands_on_the_same_states_twice(name: str, k: int) -> None:
-    found, model = anatomy_of(name), FAMILIES[name][0](config_of(name)).train()
-    for path in frozen_modules(found, model, found.above(k)):
-        model.get_submodule(path).eval()
+    found, model = anatomy_of(name), in_train(name, anatomy_of(name).above(k))
     with torch.no_grad():
         assert torch.equal(prefix(model, found, k, batch()), prefix(model, found, k, batch()))
 

@@ -90,6 +90,29 @@ def test_the_table_says_what_is_frozen_what_is_crossed_and_what_comes_later() ->
     assert shown(found)[-1] == f"all {total:,} {moving:,} {moving / total:.1%} trainable"
 
 
+@pytest.mark.parametrize(
+    ("name", "embeddings", "head", "notes"),
+    [
+        ("gpt2", True, False, {"embeddings": "the tied output matrix with it"}),
+        ("gpt2", False, True, {"embeddings": "the tied output matrix with it"}),
+        ("bert_mlm", True, False, {"embeddings": "the tied output matrix with it", "head": "but for its tied matrix"}),
+        ("bert_mlm", False, True, {"embeddings": "the tied output matrix with it", "head": "but for its tied matrix"}),
+        ("bert_mlm", True, True, {"embeddings": "the tied output matrix with it"}),
+        ("llama", True, False, {}),
+    ],
+)
+def test_the_map_says_that_a_tied_output_matrix_goes_with_the_embeddings_and_not_with_the_head(
+    name: str, embeddings: bool, head: bool, notes: dict[str, str]
+) -> None:
+    found = lines(name, "layers", address="0", embeddings=embeddings, norm=False, pooler=False, head=head)
+    rows = {row.split()[0]: row for row in shown(found)}
+    for part in ("embeddings", "head"):
+        assert rows.get(part, "").endswith(notes.get(part, "")), rows[part]
+        assert ("tied" in rows.get(part, "")) is (part in notes)
+    if "head" in notes:
+        assert ("head frozen" in rows["head"]) is embeddings
+
+
 def test_a_part_of_which_some_parameters_move_says_how_many() -> None:
     names = case("bert").anatomy.names("block.1")
     moving = frozenset(names[:2])
