@@ -189,7 +189,9 @@ def measured_otherwise(before: dict[str, Any] | None, resolved: dict[str, Any]) 
 
 
 def write(main: bool, folder: Path, before: dict[str, Any] | None, resolved: dict[str, Any], changes: list[dict[str, Any]], step: int) -> None:
-    """Keep the history of what `allow_change` let through, and of how long the run was to be: resolved.yaml holds the config as it is from here on, and `changes` what was before.
+    """Keep the history of what `allow_change` let through, and of how long the run was to be.
+
+    resolved.yaml holds the config as it is from here on, and `changes` what was before.
 
     Nothing is written before the checkpoint was found to fit, so that a config that is refused leaves no trace.
     """

@@ -399,6 +399,6 @@ def _told_apart(first: str, second: str) -> tuple[str, str]:
     """Two values as a message shows them: of long ones that begin alike, from shortly before they differ."""
     if shown(first) != shown(second):
         return shown(first), shown(second)
-    same = len(os.path.commonprefix([first, second]))
+    same = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
     cut = max(0, same - 20)
     return shown(f"…{first[cut:]}"), shown(f"…{second[cut:]}")
