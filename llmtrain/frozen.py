@@ -330,6 +330,22 @@ class Boundary:
         return int(held.sum()) * self.width * cache.size_of(self.question.dtype) / 1e9
 
 
+def why_nothing(anatomy: Anatomy, phases: Sequence[Phase], objective: Objective) -> str:
+    """Why nothing can be computed once, where there is no boundary."""
+    if not objective.static:
+        return "the objective draws its inputs anew in every epoch"
+    if anatomy.uncut:
+        return f"this {anatomy.family} model cannot be cut between its blocks ({anatomy.uncut})"
+    moving = {anatomy.tied.get(name, name) for phase in phases for name in phase.trainable}
+    if all(moving & set(anatomy.names(block)) for block in anatomy.blocks):
+        return "every block moves in some phase"
+    if moving & anatomy.below(0):
+        return "the embeddings move in some phase, and with them what every block makes of them"
+    if moving & anatomy.below(1):
+        return "the lowest block moves in some phase, and with it what every block above makes of it"
+    return "no block is frozen below all that is trained and read"
+
+
 # --- many runs of one model ---------------------------------------------------------------------------------------
 
 

@@ -847,6 +847,22 @@ def test_cache_use_always_without_anything_to_compute_once_exits_2(pretrained: P
     assert "every block moves in some phase" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("use", ["always", "auto"])
+def test_of_a_model_that_cannot_be_cut_that_is_said_and_why(
+    pretrained: Pretrained, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    monkeypatch.setattr("llmtrain.model.anatomy._uncut", lambda *_: "its blocks hand on more than their hidden states")
+    typed = [*tiny(*MODES["last_layers"], "trainer.max_steps=1", base=TINY_FINETUNE), f"model.checkpoint={pretrained('bert')}"]
+    capsys.readouterr()
+    assert main(["finetune", *typed, f"cache.use={use}", f"output_dir={tmp_path / 'run'}"]) == (2 if use == "always" else 0)
+    said = capsys.readouterr()
+    why = "this bert model cannot be cut between its blocks (its blocks hand on more than their hidden states)"
+    if use == "always":
+        assert f"cache.use=always: {why}, so nothing can be computed once" in said.err
+    else:
+        assert f"nothing is computed once: {why}" in " ".join(said.out.replace("│", "").split())
+
+
 def test_a_head_that_reads_lower_states_is_not_taken_over_where_blocks_above_them_are_trained(finetune: Train, begin: Start, tmp_path: Path) -> None:
     """They would count as trained, and nothing would read them."""
     first = finetune(tmp_path / "features", *MODES["features"], *TASKS["single"], "finetune.states='0,1'", "trainer.max_steps=2")
@@ -889,7 +905,7 @@ def test_the_proof_of_freezing_holds_with_the_cache(finetune: Train, tmp_path: P
 
 @pytest.mark.parametrize(("mode", "worth", "decided"), [("features", 1.05, "always"), ("last_layers", 1e9, "never"), ("last_layers", 0.0, "always")])
 def test_a_resume_keeps_the_decision_and_the_bits(
-    finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, worth: float, decided: str
+    finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: str, worth: float, decided: str
 ) -> None:
     asked = [*MODES[mode], *TASKS["single"], "cache.use=auto", "checkpoint.keep_last=9", "trainer.max_steps=4", "checkpoint.every_steps=2"]
     monkeypatch.setattr(cache, "WORTH", worth)
@@ -903,7 +919,11 @@ def test_a_resume_keeps_the_decision_and_the_bits(
     used: list[bool] = []
     make = frozen.Question.make
     monkeypatch.setattr(frozen.Question, "make", lambda *args: (used.append(True), make(*args))[1])
+    capsys.readouterr()
     finetune(run, *asked)
+    said = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "as cache.use=auto decided at the first start: " in said
+    assert f"cache.use={decided}:" not in said  # nobody gave it
     assert used == [True] * (decided == "always")
     assert resolved(run)["cache"]["use"] == decided
     assert outcome(run) == whole
