@@ -90,7 +90,7 @@ class Settings:
 
     Attributes:
         use: auto decides by cost, and says so; always is an error where it cannot be; never.
-        max_gb: of disk for the states of one data set at one depth, GB (10⁹ bytes).
+        max_gb: of disk for all that one run stores, of its training, validation and test examples together, GB (10⁹ bytes).
         dtype: of the numbers on disk; auto: that of the run's precision, so that nothing is rounded that was not before
             in fp32. Of an fp32 run, fp16 takes half the disk and is nearer than bf16, up to 65,504.
     """

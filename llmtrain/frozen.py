@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from llmtrain import cache, files
+from llmtrain import cache, checkpoint, files
 from llmtrain.data import loader, store, tokenizer as tokens
 from llmtrain.errors import ConfigError, Stopped
 from llmtrain.finetune.base import Phase
@@ -48,7 +48,9 @@ log = logging.getLogger("llmtrain")
 # What a family's config says and its states do not depend on.
 SAYS_NOTHING = ("_name_or_path", "architectures", "transformers_version", "id2label", "label2id", "problem_type", "dtype")
 # What decides the stored numbers besides weights, tokens and libraries: framing, padding, attention, the cut, pooling, rounding.
-SOURCES = ("cache", "frozen", "model.anatomy", "model.forward", "model.head", "objective.base", "objective.masking", "objective.tasks")
+SOURCES = (
+    "cache", "data.shape", "data.tokenizer", "frozen", "model.anatomy", "model.forward", "model.head", "objective.base", "objective.masking", "objective.tasks",
+)  # fmt: skip
 # Of an update, beside its blocks: what reading, collating and recording it takes, and AdamW for each number that moves, of
 # a GPU nothing. In seconds; 960 updates of a head, and the optimizer alone on 8 million numbers, on one thread of an EPYC Zen 4.
 UPDATE_S, MOVED_S = 2.4e-3, 1.1e-9
@@ -228,9 +230,11 @@ class Question:
         }
 
     def below(self, depth: int, pooled: bool) -> dict[str, torch.Tensor]:
-        """The parameters below a cut, by name."""
+        """The parameters below a cut, by name, and the buffers that came with the weights: a mixture of experts routes by one."""
         names = {name for name in self.anatomy.sections if not name.startswith(f"{NAME}.")} if pooled else self.anatomy.below(depth)
-        return {name: parameter for name, parameter in self.model.named_parameters() if name in names}
+        tensors = checkpoint.tensors(self.model)
+        buffers = self.anatomy.buffers_below(tensors.keys() - self.anatomy.sections.keys(), self.anatomy.depth if pooled else depth)
+        return {name: tensor for name, tensor in tensors.items() if name in names or name in buffers}
 
     def _fingerprint(self, depth: int, pooled: bool) -> str:
         """Of frozen weights."""
@@ -324,6 +328,22 @@ class Boundary:
     def gigabytes(self) -> float:
         held = sequences(self.examples, self.question.objective) if self.pooled else self.lengths
         return int(held.sum()) * self.width * cache.size_of(self.question.dtype) / 1e9
+
+
+def why_nothing(anatomy: Anatomy, phases: Sequence[Phase], objective: Objective) -> str:
+    """Why nothing can be computed once, where there is no boundary."""
+    if not objective.static:
+        return "the objective draws its inputs anew in every epoch"
+    if anatomy.uncut:
+        return f"this {anatomy.family} model cannot be cut between its blocks ({anatomy.uncut})"
+    moving = {anatomy.tied.get(name, name) for phase in phases for name in phase.trainable}
+    if all(moving & set(anatomy.names(block)) for block in anatomy.blocks):
+        return "every block moves in some phase"
+    if moving & anatomy.below(0):
+        return "the embeddings move in some phase, and with them what every block makes of them"
+    if moving & anatomy.below(1):
+        return "the lowest block moves in some phase, and with it what every block above makes of it"
+    return "no block is frozen below all that is trained and read"
 
 
 # --- many runs of one model ---------------------------------------------------------------------------------------

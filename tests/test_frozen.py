@@ -28,14 +28,16 @@ from llmtrain.callback.base import Step
 from llmtrain.cli import main
 from llmtrain.command import parts, train as recipe
 from llmtrain.command.parts import Parts
-from llmtrain.config import build, compose
+from llmtrain.config import _kind, build, compose, groups
 from llmtrain.data import loader
 from llmtrain.errors import ConfigError, LLMTrainError
 from llmtrain.model.head import pooled_head
+from llmtrain.objective.base import Objective
 from llmtrain.objective.next_token import NextToken
 from llmtrain.runtime import has_bf16
 from llmtrain.trainer import Trainer, collate
 from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, tiny
+from tests.test_house import PACKAGE, imports
 
 MODES = {
     "last_layers": ("finetune=last_layers", "finetune.blocks=1"),
@@ -383,6 +385,51 @@ def test_an_entry_is_not_shared_by_another_code(ask: Ask, states: Path, monkeypa
     after = ask(*LAST).boundaries()[0]
     assert cache._entry(after.identity) != entry
     assert not after.made_with(before)
+
+
+# What the code that makes states imports and the key leaves out: why no edit of it can change a state.
+LEFT_OUT = {
+    "checkpoint": "lists the tensors that are hashed",
+    "data.base": "names kinds of answers",
+    "data.loader": "hands out the rows that it is asked for, whose content is in the key",
+    "data.store": "keeps examples, whose content is in the key",
+    "errors": "says what is wrong",
+    "files": "writes, and hashes",
+    "finetune.base": "says what moves, and so at which depth",
+    "model.base": "names kinds of heads; what is evaluated is in eval(), whatever else it does",
+    "objective.baselines": "is told of rows, and knows nothing of the model",
+    "objective.scores": "is told of answers",
+    "runtime": "device and precision are in the key",
+    "seeding": "static inputs are not drawn",
+}
+
+
+def test_all_that_the_code_of_states_imports_is_in_their_key_or_cannot_change_them() -> None:
+    kinds = [f"objective.{kind}" for kind in groups()["objective"] if _kind(kind, Objective, "objective").static]
+    assert "objective.next_token" in kinds
+    paths = [PACKAGE.joinpath(*name.split(".")).with_suffix(".py") for name in (*frozen.SOURCES, *kinds)]
+    used = {module.removeprefix("llmtrain.") for path in paths for module in imports(path)}
+    assert used - {*frozen.SOURCES} == LEFT_OUT.keys()
+    assert not LEFT_OUT.keys() & {*frozen.SOURCES}
+
+
+@pytest.mark.parametrize(("buffer", "makes"), [("inv_freq", SETS), (None, 0)])
+def test_an_entry_is_not_shared_by_other_buffers_that_came_with_the_weights(
+    begin: Start, states: Path, made: list[Path], pretrained: Pretrained, tmp_path: Path, buffer: str | None, makes: int
+) -> None:
+    from transformers import AutoTokenizer, EsmConfig, EsmForMaskedLM
+
+    tokenizer = AutoTokenizer.from_pretrained(pretrained("bert") / "final")
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "mask_token_id": tokenizer.mask_token_id}
+    EsmForMaskedLM(EsmConfig(**shape, **ids, position_embedding_type="rotary")).save_pretrained(tmp_path / "run" / "final")
+    tokenizer.save_pretrained(tmp_path / "run" / "final")
+    files.write_manifest(tmp_path / "run" / "final")
+    begin(*LAST, f"model.checkpoint={tmp_path / 'run'}")
+    stored = safetensors.torch.load_file(tmp_path / "run" / "final" / "model.safetensors")
+    tensor = next(name for name in stored if name.endswith(buffer)) if buffer is not None else None
+    begin(*LAST, changed(tmp_path / "run", tmp_path / "copy", tensor))
+    assert len(set(made)) == SETS + makes
 
 
 def test_the_code_of_an_entry_is_found_where_no_task_was_imported() -> None:
@@ -800,6 +847,22 @@ def test_cache_use_always_without_anything_to_compute_once_exits_2(pretrained: P
     assert "every block moves in some phase" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("use", ["always", "auto"])
+def test_of_a_model_that_cannot_be_cut_that_is_said_and_why(
+    pretrained: Pretrained, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    monkeypatch.setattr("llmtrain.model.anatomy._uncut", lambda *_: "its blocks hand on more than their hidden states")
+    typed = [*tiny(*MODES["last_layers"], "trainer.max_steps=1", base=TINY_FINETUNE), f"model.checkpoint={pretrained('bert')}"]
+    capsys.readouterr()
+    assert main(["finetune", *typed, f"cache.use={use}", f"output_dir={tmp_path / 'run'}"]) == (2 if use == "always" else 0)
+    said = capsys.readouterr()
+    why = "this bert model cannot be cut between its blocks (its blocks hand on more than their hidden states)"
+    if use == "always":
+        assert f"cache.use=always: {why}, so nothing can be computed once" in said.err
+    else:
+        assert f"nothing is computed once: {why}" in " ".join(said.out.replace("│", "").split())
+
+
 def test_a_head_that_reads_lower_states_is_not_taken_over_where_blocks_above_them_are_trained(finetune: Train, begin: Start, tmp_path: Path) -> None:
     """They would count as trained, and nothing would read them."""
     first = finetune(tmp_path / "features", *MODES["features"], *TASKS["single"], "finetune.states='0,1'", "trainer.max_steps=2")
@@ -842,7 +905,7 @@ def test_the_proof_of_freezing_holds_with_the_cache(finetune: Train, tmp_path: P
 
 @pytest.mark.parametrize(("mode", "worth", "decided"), [("features", 1.05, "always"), ("last_layers", 1e9, "never"), ("last_layers", 0.0, "always")])
 def test_a_resume_keeps_the_decision_and_the_bits(
-    finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, worth: float, decided: str
+    finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, mode: str, worth: float, decided: str
 ) -> None:
     asked = [*MODES[mode], *TASKS["single"], "cache.use=auto", "checkpoint.keep_last=9", "trainer.max_steps=4", "checkpoint.every_steps=2"]
     monkeypatch.setattr(cache, "WORTH", worth)
@@ -856,7 +919,11 @@ def test_a_resume_keeps_the_decision_and_the_bits(
     used: list[bool] = []
     make = frozen.Question.make
     monkeypatch.setattr(frozen.Question, "make", lambda *args: (used.append(True), make(*args))[1])
+    capsys.readouterr()
     finetune(run, *asked)
+    said = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "as cache.use=auto decided at the first start: " in said
+    assert f"cache.use={decided}:" not in said  # nobody gave it
     assert used == [True] * (decided == "always")
     assert resolved(run)["cache"]["use"] == decided
     assert outcome(run) == whole

@@ -613,7 +613,7 @@ def _survey(home: Path, verb: str, wanted: list[tuple[str, dict[str, Any], int]]
         cut = cuts.get(key)
         kinds[key] = {
             "cache": "always" if cut is not None and cut.decision.use else "never",
-            "why": cut.decision.why if cut is not None else "nothing: no block is frozen below all that is trained and read",
+            "why": cut.decision.why if cut is not None else f"nothing: {frozen.why_nothing(ready.anatomy, ready.job.phases, ready.built.objective)}",
             "seconds": None if question is None else round(frozen.seconds(question, cut, block.of(ready, question)), 1),
         }
     stored = [(question, cuts[key]) for key, question in asked if cuts[key] is not None and cuts[key].decision.use]  # type: ignore[union-attr]

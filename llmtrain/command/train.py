@@ -838,14 +838,19 @@ def question(ready: Ready, use: cache.Use | None = None) -> Question | None:
 
 def _decided(ready: Ready, stored: dict[str, Any] | None) -> tuple[Question | None, Cut | None]:
     """What is asked of the cache, and where the model is to be cut, if that pays; nothing is computed yet."""
+    from llmtrain import frozen
+
     built, machine = ready.built, ready.machine
     decided = stored is not None and built.cache is not None and built.cache.use is cache.Use.auto
     asked = question(ready, cache.Use[stored["cache"]["use"]] if stored is not None and decided else None)
     cut = _planned(machine, asked) if asked is not None else None
     # Not of what `auto` once decided: a config that was changed since is refused, or taken up, where it is compared.
     if asked is not None and cut is None and asked.settings.use is cache.Use.always and not decided:
-        why = "every block moves in some phase" if built.objective.static else "the objective draws its inputs anew in every epoch"
+        why = frozen.why_nothing(ready.anatomy, ready.job.phases, built.objective)
         raise ConfigError(f"cache.use=always: {why}, so nothing can be computed once", fix="cache.use=auto")
+    if asked is not None and cut is not None and decided:  # by nobody's setting: the panel is not to name one
+        why = cut.decision.why.removeprefix(f"cache.use={asked.settings.use.name}: ")
+        cut = dataclasses.replace(cut, decision=dataclasses.replace(cut.decision, why=f"as cache.use=auto decided at the first start: {why}"))
     return asked, cut
 
 
@@ -1027,10 +1032,11 @@ def _panel(built: Parts, machine: Runtime, job: Trainer, anatomy: Anatomy, folde
         "folder": str(folder),
     }
     if verb == "finetune":
+        from llmtrain import frozen
+
         rows["learning rate"] = f"{built.optimizer.lr:g} at its peak{', the default of this mode' if built.optimizer.lr == built.finetune.lr else ''}"
-        redrawn = "the inputs are drawn anew in every epoch"
-        deep = "no block is frozen below all that is trained and read"
-        rows["cache"] = cut.decision.why if cut is not None else f"nothing is computed once: {deep if built.objective.static else redrawn}"
+        nothing = f"nothing is computed once: {frozen.why_nothing(anatomy, job.phases, built.objective)}"
+        rows["cache"] = cut.decision.why if cut is not None else nothing
     if any(stage.order.grouped for stage in job.stages):
         shares = [f"{stage.order.padding():.1%}" for stage in job.stages]
         rows["padding"] = f"{' then '.join(shares)} of what is computed, with batches grouped by length"

@@ -105,6 +105,11 @@ class Anatomy:
         """All other parameters: blocks k and higher, final and head, and what all blocks share where k is 0."""
         return frozenset(self.sections) - self.below(k)
 
+    def buffers_below(self, names: Iterable[str], k: int) -> list[str]:
+        """Those of some buffers that the same state may depend on: all that stand neither in a higher block nor in the head."""
+        higher = tuple(f"{self.stack}.{i}." for i in range(k, self.depth))
+        return [name for name in names if not name.startswith(higher) and self.modules.get(name.rpartition(".")[0]) != HEAD]
+
     def frozen_depth(self, trainable: Iterable[str]) -> int:
         """The number of blocks, from the bottom, whose states no update changes: the highest cut below all that is trained.
 

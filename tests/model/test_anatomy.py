@@ -476,6 +476,13 @@ def test_a_model_in_train_with_its_frozen_modules_in_eval_hands_on_the_same_stat
         assert torch.equal(prefix(model, found, k, batch()), prefix(model, found, k, batch()))
 
 
+def test_buffers_may_count_below_a_cut_unless_they_stand_in_a_higher_block_or_in_the_head() -> None:
+    found = anatomy_of("bert_classification")
+    names = ["bert.rotary.inv_freq", *(f"bert.encoder.layer.{i}.router.bias" for i in range(DEPTH)), "bert.pooler.dense.scale", "classifier.mean"]
+    assert [names.index(name) for name in found.buffers_below(names, 1)] == [0, 1, DEPTH + 1]
+    assert [names.index(name) for name in found.buffers_below(names, DEPTH)] == [0, 1, 2, 3, DEPTH + 1]
+
+
 # --- models that were changed since -------------------------------------------------------------------------------
 
 
