@@ -177,8 +177,9 @@ def planned(verb: str, overrides: list[str], config_dir: Path | None, *, rehears
         fits(parts(one.config))
     if search.adaptive:  # it asks for its points when it knows more: these have shown that the space is sound
         made = dataclasses.replace(made, members=(), runs={})
+    options = ["-m"] if config_dir is None else ["-m", "--config-dir", str(config_dir)]
     about = {
-        "name": folder.name, "verb": verb, "command": f"llmtrain {verb} -m {shlex.join(overrides)}", "overrides": overrides,
+        "name": folder.name, "verb": verb, "command": shlex.join(["llmtrain", verb, *options, *overrides]), "overrides": overrides,
         "config_dir": None if config_dir is None else str(config_dir), "newest": newest.get("newest"),
         "sweep": OmegaConf.to_container(own.config.sweep, resolve=True), "launcher": OmegaConf.to_container(own.config.launcher, resolve=True),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -418,14 +419,14 @@ def _begin(found: Plan, book: Book, entry: Entry, start: Start) -> Handle:
         config.cache.use = entry.cache
     overrides = next(list(one.overrides) for one in found.plan.members if one.name == entry.name)
     content = OmegaConf.to_container(config, resolve=False)
-    return start(Job(entry.name, member, (found.verb, content, overrides, str(folder)), folder / LOG))
+    return start(Job(entry.name, member, (found.verb, content, overrides, str(folder), found.about["config_dir"]), folder / LOG))
 
 
-def member(verb: str, config: dict[str, Any], overrides: list[str], folder: str) -> int:
+def member(verb: str, config: dict[str, Any], overrides: list[str], folder: str, config_dir: str | None) -> int:
     """One member, in its own process. What went wrong is left in its folder, for the sweep that started it."""
     processes.results(Path(folder))  # of an earlier start
     try:
-        return train.start(Composed(OmegaConf.create(config)), overrides, verb)
+        return train.start(Composed(OmegaConf.create(config), user_dir=None if config_dir is None else Path(config_dir)), overrides, verb)
     except LLMTrainError as error:
         processes.leave_result(Path(folder), 0, error)
         raise

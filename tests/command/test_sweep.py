@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from llmtrain.command.sweep import sweep
 from llmtrain.errors import CheckpointError, ConfigError, Stopped
 from llmtrain.runtime import has_bf16
 from llmtrain.sweep.book import Book, Entry, Status
-from tests.conftest import TINY_FINETUNE, Pretrained, digest, tiny
+from tests.conftest import TINY_FINETUNE, Pretrained, digest, record_of, tiny
 
 MODES = "finetune=features,last_layers,full"
 COST = {"seconds", "train_seconds", "wall_seconds", "peak_memory_mb", "disk_mb"}  # columns that no two runs share
@@ -428,6 +429,17 @@ def test_pretraining_is_swept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sweep("pretrain", [*tiny("optimizer.lr=1e-3,1e-2"), "name=mine"]) == 0
     assert len(book("mine").with_status(Status.finished)) == 2
     assert "loss" in (Path("runs/sweep/mine") / "report.md").read_text()
+
+
+def test_the_command_of_a_member_repeats_it_alone_and_that_of_the_sweep_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my configs").mkdir()
+    common = tiny("trainer.max_steps=1")
+    assert sweep("pretrain", [*common, "optimizer.lr=1e-3,1e-2", "name=mine"], Path("my configs")) == 0
+    begin = ["llmtrain", "pretrain", "--config-dir", "my configs"]
+    for entry in book("mine").entries.values():
+        assert shlex.split(record_of(book("mine").home(entry))["command"]) == [*begin, *common, *entry.overrides]
+    assert shlex.split(book("mine").about["command"]) == ["llmtrain", "pretrain", "-m", *begin[2:], *common, "optimizer.lr=1e-3,1e-2", "name=mine"]
 
 
 def test_what_a_member_ends_with_is_what_the_book_says(tmp_path: Path) -> None:
