@@ -14,6 +14,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def _sweep(home: Path) -> Gathered:
     shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
     own = [tuple(text for text in texts if text not in shared) for texts in typed]
     swept = frozenset(text.partition("=")[0] for texts in own for text in texts)
-    verb, further = str(content.get("verb") or "finetune"), _config_dir(str(content.get("command") or ""))
+    verb, further = str(content.get("verb") or "finetune"), _config_dir(content.get("command"))
     members = []
     for entry, texts, differing in zip(entries, typed, own, strict=True):
         folder = home / MEMBERS / entry["name"]
@@ -145,7 +146,7 @@ def _sweep(home: Path) -> Gathered:
         members.append(run if run.command else replace(run, command=_command(verb, further, _by_key([*_common(content, texts), *texts]))))
     runs = [run if run.settings else replace(run, settings=_supposed(run, members)) for run in members]
     runs = [run if _is_run(home / MEMBERS / run.name) else replace(run, seed=_seed(run.settings)) for run in runs]
-    return Gathered(tuple(runs), str(content.get("name") or _named(home)), str(content.get("command") or ""), tuple(_remarks(content)))
+    return Gathered(tuple(runs), str(content.get("name") or _named(home)), shlex.join(_words(content.get("command"))), tuple(_remarks(content)))
 
 
 def _book(path: Path) -> dict[str, Any]:
@@ -290,7 +291,7 @@ def _run(home: Path, swept: frozenset[str] = frozenset(), further: str = "") -> 
         disk_mb=_number(cost.get("disk_mb")),
         curve=curve,
         train_curve=other,
-        command=_command(verb, further or _config_dir(str(record.get("command") or "")), _pinned(overrides, opened.config)) if overrides or config else "",
+        command=_command(verb, further or _config_dir(record.get("command")), _pinned(overrides, opened.config)) if overrides or config else "",
         predictions=predictions if predictions.is_file() else None,
         machine=_mapping(record.get("device")),
         versions={str(name): str(version) for name, version in _mapping(record.get("versions")).items()},
@@ -495,13 +496,29 @@ def _pinned(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
 def _command(verb: str, further: str, overrides: Sequence[str]) -> str:
     """`llmtrain VERB …` that makes the run again, in a folder of its own."""
     own = [text for text in overrides if text.partition("=")[0] not in ("output_dir", "name", "resume")]
-    return " ".join(["llmtrain", verb, *([further] if further else []), *map(shlex.quote, own)])
+    return " ".join(["llmtrain", shlex.quote(verb), *([further] if further else []), *map(shlex.quote, own)])
 
 
-def _config_dir(command: str) -> str:
-    """`--config-dir …` of a command; empty where it has none."""
-    found = re.search(r"--config-dir(?:=|\s+)('[^']*'|\S+)", command)
-    return f"--config-dir {found[1]}" if found else ""
+def _config_dir(command: Any) -> str:
+    """`--config-dir …` of a command, for a shell; empty where it has none."""
+    found = ""
+    for word, following in pairwise([*_words(command), ""]):
+        name, _, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            found = value or following
+    return f"--config-dir {shlex.quote(found)}" if found else ""
+
+
+def _words(command: Any) -> list[str]:
+    """The words of a command of llmtrain, as a shell takes it apart; none where a file holds something else in its place.
+
+    Whoever wrote the file, a reader will copy what a report shows into a shell: put together again, it is one command and no more.
+    """
+    try:
+        found = shlex.split(command) if isinstance(command, str) else []
+    except ValueError:  # a quote without its other one
+        return []
+    return found if found[:1] == ["llmtrain"] else []
 
 
 # --- values of unknown files --------------------------------------------------------------------------------------
