@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from llmtrain import files
+from llmtrain import files, runtime
 from llmtrain.config import parse_yaml, read_yaml
 from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError, shown
 from llmtrain.report.study import Run
@@ -168,7 +168,7 @@ def _as_booked(run: Run, entry: Mapping[str, Any], folder: Path) -> Run:
         status, reason = "finished", ""
     elif run.status == "failed" and run.reason and status in ("finished", "waiting"):
         status, reason = "failed", run.reason
-    elif status == "finished" or (status == "running" and not _held(folder)):
+    elif status == "finished" or (status == "running" and runtime.in_use(folder) is None):
         status, reason = "stopped", reason or "it ended before it could say how"
     seconds = _number(entry.get("seconds"))
     wall = seconds if seconds > 0 and (_starts(folder) > 1 or math.isnan(run.wall_seconds)) else run.wall_seconds
@@ -330,24 +330,9 @@ def _status(home: Path, opened: _Folder) -> tuple[str, str]:
     if opened.faults:
         return "failed", opened.faults[0]
     if not opened.record:
-        return ("running", "") if _held(home) else ("stopped", "it ended before it could say how")
+        return ("running", "") if runtime.in_use(home) else ("stopped", "it ended before it could say how")
     status = str(opened.record.get("status") or "failed")
     return (status, str(opened.record.get("error") or "")) if status in ("finished", "stopped", "failed") else ("failed", f"{RUN} has the status {status!r}")
-
-
-def _held(home: Path) -> bool:
-    """Whether a process has the folder's lock. One that died left its note, but not its lock."""
-    from filelock import FileLock, Timeout
-
-    if not ((home / ".lock-holder.json").is_file() and (home / ".lock").is_file()):  # to look at a folder makes no file in it
-        return False
-    try:
-        with FileLock(home / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # a folder that may be read and not written to
-        return False
 
 
 def _records(path: Path) -> tuple[tuple[Mapping[str, float], ...], tuple[Mapping[str, float], ...], tuple[str, ...]]:
