@@ -105,11 +105,12 @@ ELSEWHERE = {
 
 @dataclass
 class Composed:
-    """A config as composed; the keys that the user gave; what the user should be told about it."""
+    """A config as composed; the keys that the user gave; what the user should be told about it; the folder of YAML files that was added."""
 
     config: DictConfig
     given: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    user_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ def compose(verb: str, overrides: list[str], user_dir: Path | None = None, secti
 def _composed(verb: str, overrides: list[str], user_dir: Path | None, sections: Mapping[str, Any] | None) -> Composed:
     global _sources
     _sources = _Sources()
-    user_dir = _absolute(user_dir)
+    asked, user_dir = user_dir, _absolute(user_dir)
     notes = _check_user_dir(user_dir)
     parsed = parse(overrides)
     for override in parsed:
@@ -296,7 +297,7 @@ def _composed(verb: str, overrides: list[str], user_dir: Path | None, sections: 
     if "experiment" in config:
         path = find_yaml(f"experiment/{chosen.get('experiment')}", user_dir)
         raise ConfigError(f"{path}: its keys would stand below a key `experiment`", fix="make `# @package _global_` its first line")
-    composed = Composed(config, given=set(flat(preset)), notes=notes)
+    composed = Composed(config, given=set(flat(preset)), notes=notes, user_dir=asked)
     _drop_settings_of_another_kind(composed, chosen, preset, user_dir)
     _budget(config, preset.get("trainer"), "the experiment")
     for override in parsed:

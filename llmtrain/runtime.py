@@ -615,7 +615,25 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _in_use(folder: Path, note: Path) -> DeviceError:
+class InUse(DeviceError):
+    """A folder that another process holds."""
+
+
+def in_use(folder: Path) -> InUse | None:
+    """What to say of a folder that another process holds; None where none does. One that died left its note, but not its lock."""
+    lock, note = folder / ".lock", folder / ".lock-holder.json"
+    if not (note.is_file() and lock.is_file()):  # to look at a folder makes no file in it
+        return None
+    try:
+        with FileLock(lock, timeout=0):
+            return None
+    except Timeout:
+        return _in_use(folder, note)
+    except OSError:  # a folder that may be read and not written to
+        return None
+
+
+def _in_use(folder: Path, note: Path) -> InUse:
     """The answer where the lock is held. On this machine a process that dies lets go of it; of another one only its file system knows."""
     try:
         found = json.loads(note.read_text(encoding="utf-8"))
@@ -625,7 +643,7 @@ def _in_use(folder: Path, note: Path) -> DeviceError:
     host, fix = holder.get("host", "?"), "wait for it, or give another output_dir"
     if host not in ("?", socket.gethostname()):
         fix += f"; if nothing runs on {host} any more, the lock goes when the file server notices; a copy of the folder has none"
-    return DeviceError(f"{folder} is in use by pid {holder.get('pid', '?')} on {host} since {holder.get('since', '?')}", fix=fix)
+    return InUse(f"{folder} is in use by pid {holder.get('pid', '?')} on {host} since {holder.get('since', '?')}", fix=fix)
 
 
 # --- signals ------------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_a_run_starts_with_its_notes(tmp_path: Path, capsys: pytest.CaptureFixtu
     experiment = tmp_path / "mine" / "experiment" / "mine.yaml"
     experiment.parent.mkdir(parents=True)
     experiment.write_text("# @package _global_\ndefaults:\n  - override /schedule: cosine\nschedule:\n  final_fraction: 0.5\n")
-    monkeypatch.setattr("llmtrain.command.train.run", lambda config, verb, folder: None)
+    monkeypatch.setattr("llmtrain.command.train.run", lambda *_: None)
     given = ["--config-dir", str(tmp_path / "mine"), "experiment=mine", "schedule=constant", "distributed.timeout_s=9"]
     assert main(["pretrain", *TINY, *given, f"output_dir={tmp_path / 'run'}"]) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]

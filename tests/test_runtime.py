@@ -254,6 +254,17 @@ def test_g03_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     assert not (tmp_path / ".lock-holder.json").exists()
 
 
+def test_whether_a_folder_is_in_use_is_seen_without_making_a_file(tmp_path: Path) -> None:
+    assert runtime.in_use(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+    with runtime.locked(tmp_path):
+        said = runtime.in_use(tmp_path)
+        assert said is not None
+        assert f"in use by pid {os.getpid()} on " in said.what
+    (tmp_path / ".lock-holder.json").write_text("{}")  # of one that was killed
+    assert runtime.in_use(tmp_path) is None
+
+
 def test_a_lock_is_released_where_the_run_fails(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fault"), runtime.locked(tmp_path):
         raise ValueError("fault")

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 TAKES_WORDS = True  # cli.py asks: `sweep status NAME`
 ACTIONS = "list, status NAME, resume NAME"
 STORE, PLAN, PROGRESS, LOG = "store", "plan.json", "progress.json", runtime.OUTPUT
+IN_USE = 76  # what a member's process ends with where another one has its folder; no error has this code
 STARTUP_S = 3.0  # of a member before its first update, as estimates count it: data and weights read, the model looked at
 
 
@@ -177,8 +178,9 @@ def planned(verb: str, overrides: list[str], config_dir: Path | None, *, rehears
         fits(parts(one.config))
     if search.adaptive:  # it asks for its points when it knows more: these have shown that the space is sound
         made = dataclasses.replace(made, members=(), runs={})
+    options = ["-m"] if config_dir is None else ["-m", "--config-dir", str(config_dir)]
     about = {
-        "name": folder.name, "verb": verb, "command": f"llmtrain {verb} -m {shlex.join(overrides)}", "overrides": overrides,
+        "name": folder.name, "verb": verb, "command": shlex.join(["llmtrain", verb, *options, *overrides]), "overrides": overrides,
         "config_dir": None if config_dir is None else str(config_dir), "newest": newest.get("newest"),
         "sweep": OmegaConf.to_container(own.config.sweep, resolve=True), "launcher": OmegaConf.to_container(own.config.launcher, resolve=True),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -299,9 +301,12 @@ def _result(record: dict[str, Any]) -> tuple[str, float | None]:
 def _run(found: Plan, book: Book, start: Start, event: runtime.Flag, console: Console) -> None:
     """Survey, store what is shared, and run all members that have not ended."""
     search = found.sweep.search(found.space, found.folder)
+    console.print(f"sweep {book.about['name']} in {found.folder}, {found.launcher.jobs} at a time", soft_wrap=True)
+    _wait_for_earlier(found, book, event, console)
+    if event.is_set():
+        return
     open_ones = book.with_status(Status.waiting, Status.stopped)
     done = len(book.with_status(Status.finished))
-    console.print(f"sweep {book.about['name']} in {found.folder}, {found.launcher.jobs} at a time", soft_wrap=True)
     if not found.sweep.adaptive:
         kept = len(book.with_status(Status.failed))
         there = f", {done} finished before" if done else ""
@@ -324,6 +329,25 @@ def _run(found: Plan, book: Book, start: Start, event: runtime.Flag, console: Co
             jobs=found.launcher.jobs, interrupted=event.is_set, tick=screen.tick,
             watch=_Watch(book, search, asking.metric) if asking is not None else (lambda entry: False),
         )  # fmt: skip
+
+
+def _wait_for_earlier(found: Plan, book: Book, event: runtime.Flag, console: Console) -> None:
+    """Wait for processes of this sweep's last start, if it was killed a moment ago: they save and end, and hold their members' folders until then."""
+    open_ones = book.with_status(Status.waiting, Status.stopped)
+    seconds, began, waited = found.launcher.lingers(), time.monotonic(), False
+    while not event.is_set() and time.monotonic() - began < seconds:
+        held = [said for entry in open_ones if (said := runtime.in_use(book.home(entry))) is not None]
+        if not held:
+            break
+        if not waited:
+            more = f", and {len(held) - 1} more" if len(held) > 1 else ""
+            console.print(f"{held[0].what}{more}: if its sweep was killed, it saves and ends; waiting for that, {_duration(seconds)} at most", soft_wrap=True)
+            waited = True
+        time.sleep(0.1)
+    if waited:
+        for entry in open_ones:
+            _looked_at(book, entry, False)  # one of them may have come to its end
+        book.save()
 
 
 def _members(number: int) -> str:
@@ -418,14 +442,17 @@ def _begin(found: Plan, book: Book, entry: Entry, start: Start) -> Handle:
         config.cache.use = entry.cache
     overrides = next(list(one.overrides) for one in found.plan.members if one.name == entry.name)
     content = OmegaConf.to_container(config, resolve=False)
-    return start(Job(entry.name, member, (found.verb, content, overrides, str(folder)), folder / LOG))
+    return start(Job(entry.name, member, (found.verb, content, overrides, str(folder), found.about["config_dir"]), folder / LOG))
 
 
-def member(verb: str, config: dict[str, Any], overrides: list[str], folder: str) -> int:
-    """One member, in its own process. What went wrong is left in its folder, for the sweep that started it."""
+def member(verb: str, config: dict[str, Any], overrides: list[str], folder: str, config_dir: str | None) -> int:
+    """One member, in its own process. What went wrong is left in its folder, for the sweep that started it, unless another process has the folder."""
     processes.results(Path(folder))  # of an earlier start
     try:
-        return train.start(Composed(OmegaConf.create(config)), overrides, verb)
+        return train.start(Composed(OmegaConf.create(config), user_dir=None if config_dir is None else Path(config_dir)), overrides, verb)
+    except runtime.InUse as error:
+        print(error.screen(), file=sys.stderr)
+        return IN_USE
     except LLMTrainError as error:
         processes.leave_result(Path(folder), 0, error)
         raise
@@ -442,6 +469,10 @@ def _settle(book: Book, entry: Entry, code: int, pruned: bool) -> None:
     first = printable(screen.splitlines()[0].removeprefix("error: ")) if screen else ""
     if code == 0:
         entry.status, entry.reason = Status.finished, ""
+    elif code == IN_USE:
+        holder = runtime.in_use(book.home(entry))
+        who = holder.what if holder is not None else "its folder was in use"
+        entry.status, entry.reason = Status.stopped, f"a job of it still runs: {who}; the same command goes on when that has ended"
     elif pruned:
         entry.status, entry.reason = Status.pruned, "stopped early: others were better at this step"
     elif code in (Stopped.exit_code, 130):

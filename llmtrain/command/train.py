@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -73,7 +74,7 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
         if built.runtime.processes > 1:
             _start_ranks(composed.config, verb, folder, built.runtime)
         else:
-            run(composed.config, verb, folder)
+            run(composed.config, verb, folder, written(verb, overrides, composed.user_dir))
     return 0
 
 
@@ -289,15 +290,19 @@ def _small_start(config: DictConfig) -> Path:
 # --- the recipe ---------------------------------------------------------------------------------------------------
 
 
-def run(config: DictConfig, verb: str, folder: Path) -> None:
-    """Train in `folder`, on this process or as one of several."""
+def run(config: DictConfig, verb: str, folder: Path, command: str | None = None) -> None:
+    """Train in `folder`, on this process or as one of several.
+
+    Args:
+        command: that run.json is to have.
+    """
     built = parts(config)
     fits(built)
     stored = changes.stored(folder)
     settings = _as_stored(built.runtime, stored)
     machine = runtime.start(settings, built.model.width)
     with (
-        _recorded(machine, folder, verb) as record,
+        _recorded(machine, folder, verb, command) as record,
         runtime.logging_to(machine, folder),
         runtime.stopping_on_signals(machine.signalled, machine.begun, f"the same command with output_dir={folder} goes on from here"),
         runtime.data_workers_named(),
@@ -1324,8 +1329,14 @@ class Record:
         self.begun = False
 
 
+def written(verb: str, overrides: list[str], user_dir: Path | None) -> str:
+    """The command of a run, as a shell takes it. It is masked first: quotes can take a secret apart."""
+    options = [] if user_dir is None else ["--config-dir", str(user_dir)]
+    return shlex.join(masked(["llmtrain", verb, *options, *overrides]))
+
+
 @contextlib.contextmanager
-def _recorded(machine: Runtime, folder: Path, verb: str) -> Iterator[Record]:
+def _recorded(machine: Runtime, folder: Path, verb: str, command: str | None) -> Iterator[Record]:
     """Write run.json when the run ends, however it ends."""
     record, began = Record(), time.time()
     status = {"status": "finished", "exit_code": 0}
@@ -1344,7 +1355,7 @@ def _recorded(machine: Runtime, folder: Path, verb: str) -> Iterator[Record]:
             about = {
                 "verb": verb,
                 **status,
-                "command": " ".join(["llmtrain", verb, *sys.argv[2:]]) if not runtime.in_worker() else None,
+                "command": command,
                 "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(began)),
                 "wall_seconds": round(time.time() - began, 2),
                 "versions": versions(),

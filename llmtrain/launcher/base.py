@@ -76,6 +76,10 @@ class Launcher(ABC):
             folder: for files of the launcher's own.
         """
 
+    def lingers(self) -> float:
+        """Seconds within which jobs have ended whose sweep was killed; 0: they run on to their own end."""
+        return 0.0
+
     def threads(self, cores: int) -> int:
         """CPU threads of each member where `threads=auto`: the cores, shared by those that run at the same time."""
         return max(1, cores // self.jobs)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llmtrain.errors import Interrupted, LLMTrainError
+from llmtrain.errors import Interrupted, LLMTrainError, plain
 from llmtrain.launcher import tree
 
 GRACE_S = 60.0  # that a job has to save and to end after its sweep died
@@ -74,8 +74,9 @@ def outcome(call: Callable[..., int], arguments: tuple[Any, ...]) -> int:
 
 
 def _say(text: str) -> None:
+    """Print what was raised, which may quote data and settings: no secret of theirs, and nothing that could drive a terminal."""
     with contextlib.suppress(OSError):  # a full disk, say: the exit code is still to be told
-        print(text, file=sys.stderr, flush=True)
+        print(plain(text), file=sys.stderr, flush=True)
 
 
 def redirect(log: Path) -> None:

@@ -27,6 +27,7 @@ from llmtrain.launcher import child, tree
 from llmtrain.launcher.base import Handle, Job, Launcher, Start
 
 PRELOAD = "llmtrain.launcher.preload"
+ENDING_S = 5.0  # that the system may take to end a job which was killed, with all that it holds
 LOST = 255  # what multiprocessing says of a process whose server has died
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -39,6 +40,9 @@ def method() -> str:
 @dataclass(frozen=True, kw_only=True)
 class Local(Launcher):
     """Processes of this machine."""
+
+    def lingers(self) -> float:
+        return child.GRACE_S + ENDING_S
 
     @contextlib.contextmanager
     def opened(self, folder: Path) -> Iterator[Start]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from llmtrain.errors import ConfigError, DeviceError, Stopped, printable, require
+from llmtrain.errors import ConfigError, DeviceError, Stopped, plain, printable, require
 from llmtrain.launcher import child, tree
 from llmtrain.launcher.base import Handle, Job, Launcher, Start
 
@@ -355,7 +355,7 @@ class Submitted(Handle):
 
     def _log(self, text: str) -> None:
         with contextlib.suppress(OSError), self.work.job.log.open("a", encoding="utf-8") as file:
-            file.write(f"{text.strip()}\n")
+            file.write(f"{plain(text.strip())}\n")
 
 
 def _scancel(*arguments: str) -> None:

@@ -14,10 +14,11 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from llmtrain import files
+from llmtrain import files, runtime
 from llmtrain.config import parse_yaml, read_yaml
 from llmtrain.errors import CheckpointError, ConfigError, DataError, LLMTrainError, shown
 from llmtrain.report.study import Run
@@ -136,7 +137,7 @@ def _sweep(home: Path) -> Gathered:
     shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
     own = [tuple(text for text in texts if text not in shared) for texts in typed]
     swept = frozenset(text.partition("=")[0] for texts in own for text in texts)
-    verb, further = str(content.get("verb") or "finetune"), _config_dir(str(content.get("command") or ""))
+    verb, further = str(content.get("verb") or "finetune"), _config_dir(content.get("command"))
     members = []
     for entry, texts, differing in zip(entries, typed, own, strict=True):
         folder = home / MEMBERS / entry["name"]
@@ -145,7 +146,7 @@ def _sweep(home: Path) -> Gathered:
         members.append(run if run.command else replace(run, command=_command(verb, further, _by_key([*_common(content, texts), *texts]))))
     runs = [run if run.settings else replace(run, settings=_supposed(run, members)) for run in members]
     runs = [run if _is_run(home / MEMBERS / run.name) else replace(run, seed=_seed(run.settings)) for run in runs]
-    return Gathered(tuple(runs), str(content.get("name") or _named(home)), str(content.get("command") or ""), tuple(_remarks(content)))
+    return Gathered(tuple(runs), str(content.get("name") or _named(home)), shlex.join(_words(content.get("command"))), tuple(_remarks(content)))
 
 
 def _book(path: Path) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def _as_booked(run: Run, entry: Mapping[str, Any], folder: Path) -> Run:
         status, reason = "finished", ""
     elif run.status == "failed" and run.reason and status in ("finished", "waiting"):
         status, reason = "failed", run.reason
-    elif status == "finished" or (status == "running" and not _held(folder)):
+    elif status == "finished" or (status == "running" and runtime.in_use(folder) is None):
         status, reason = "stopped", reason or "it ended before it could say how"
     seconds = _number(entry.get("seconds"))
     wall = seconds if seconds > 0 and (_starts(folder) > 1 or math.isnan(run.wall_seconds)) else run.wall_seconds
@@ -294,7 +295,7 @@ def _run(home: Path, swept: frozenset[str] = frozenset(), further: str = "") -> 
         disk_mb=_number(cost.get("disk_mb")),
         curve=curve,
         train_curve=other,
-        command=_command(verb, further or _config_dir(str(record.get("command") or "")), _after(_pinned(overrides, opened.config), changed))
+        command=_command(verb, further or _config_dir(record.get("command")), _after(_pinned(overrides, opened.config), changed))
         if overrides or config
         else "",
         predictions=predictions if predictions.is_file() else None,
@@ -368,24 +369,9 @@ def _status(home: Path, opened: _Folder) -> tuple[str, str]:
     if opened.faults:
         return "failed", opened.faults[0]
     if not opened.record:
-        return ("running", "") if _held(home) else ("stopped", "it ended before it could say how")
+        return ("running", "") if runtime.in_use(home) else ("stopped", "it ended before it could say how")
     status = str(opened.record.get("status") or "failed")
     return (status, str(opened.record.get("error") or "")) if status in ("finished", "stopped", "failed") else ("failed", f"{RUN} has the status {status!r}")
-
-
-def _held(home: Path) -> bool:
-    """Whether a process has the folder's lock. One that died left its note, but not its lock."""
-    from filelock import FileLock, Timeout
-
-    if not ((home / ".lock-holder.json").is_file() and (home / ".lock").is_file()):  # to look at a folder makes no file in it
-        return False
-    try:
-        with FileLock(home / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # a folder that may be read and not written to
-        return False
 
 
 def _records(path: Path) -> tuple[tuple[Mapping[str, float], ...], tuple[Mapping[str, float], ...], tuple[str, ...]]:
@@ -534,13 +520,29 @@ def _pinned(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
 def _command(verb: str, further: str, overrides: Sequence[str]) -> str:
     """`llmtrain VERB …` that makes the run again, in a folder of its own."""
     own = [text for text in overrides if text.partition("=")[0] not in ("output_dir", "name", "resume")]
-    return " ".join(["llmtrain", verb, *([further] if further else []), *map(shlex.quote, own)])
+    return " ".join(["llmtrain", shlex.quote(verb), *([further] if further else []), *map(shlex.quote, own)])
 
 
-def _config_dir(command: str) -> str:
-    """`--config-dir …` of a command; empty where it has none."""
-    found = re.search(r"--config-dir(?:=|\s+)('[^']*'|\S+)", command)
-    return f"--config-dir {found[1]}" if found else ""
+def _config_dir(command: Any) -> str:
+    """`--config-dir …` of a command, for a shell; empty where it has none."""
+    found = ""
+    for word, following in pairwise([*_words(command), ""]):
+        name, _, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            found = value or following
+    return f"--config-dir {shlex.quote(found)}" if found else ""
+
+
+def _words(command: Any) -> list[str]:
+    """The words of a command of llmtrain, as a shell takes it apart; none where a file holds something else in its place.
+
+    Whoever wrote the file, a reader will copy what a report shows into a shell: put together again, it is one command and no more.
+    """
+    try:
+        found = shlex.split(command) if isinstance(command, str) else []
+    except ValueError:  # a quote without its other one
+        return []
+    return found if found[:1] == ["llmtrain"] else []
 
 
 # --- values of unknown files --------------------------------------------------------------------------------------

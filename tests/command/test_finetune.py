@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from llmtrain.config import compose, shipped_dir
 from llmtrain.errors import CheckpointError, ConfigError, Stopped
 from llmtrain.model.base import HeadKind, Outputs, from_nothing
 from llmtrain.objective.base import Batch
-from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, stop_after, tiny
+from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, record_of, stop_after, tiny
 
 # Each mode as it is asked for here, and the sections of the model that it trains.
 MODES: dict[str, tuple[tuple[str, ...], set[str]]] = {
@@ -659,6 +660,8 @@ def test_without_a_pretrained_run_a_small_one_is_made_said_and_used_and_a_finetu
     (small_start,) = (tmp_path / "runs" / "pretrain").iterdir()
     (first,) = (tmp_path / "runs" / "finetune").iterdir()
     assert yaml.safe_load((first / "resolved.yaml").read_text())["model"]["checkpoint"].endswith(small_start.name)
+    assert f"\n  {record_of(small_start)['command']}\n" in said
+    assert shlex.split(record_of(first)["command"]) == ["llmtrain", *asked_for]
     assert main([*asked_for, "name=second"]) == 0
     again = capsys.readouterr().out
     assert "pretrained first" not in again

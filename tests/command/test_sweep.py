@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,11 +18,16 @@ from typing import Any
 
 import pytest
 
-from llmtrain.command.sweep import sweep
+from llmtrain import runtime
+from llmtrain.cli import main
+from llmtrain.command import sweep as recipe
+from llmtrain.command.sweep import planned, sweep
+from llmtrain.config import compose
 from llmtrain.errors import CheckpointError, ConfigError, Stopped
+from llmtrain.launcher import child, local
 from llmtrain.runtime import has_bf16
 from llmtrain.sweep.book import Book, Entry, Status
-from tests.conftest import TINY_FINETUNE, Pretrained, digest, tiny
+from tests.conftest import TINY_FINETUNE, Pretrained, digest, record_of, tiny
 
 MODES = "finetune=features,last_layers,full"
 COST = {"seconds", "train_seconds", "wall_seconds", "peak_memory_mb", "disk_mb"}  # columns that no two runs share
@@ -37,8 +43,6 @@ LONG = ("seed=0,1", "trainer.max_steps=400", "checkpoint.every_steps=20")
 def server() -> Iterator[None]:
     """One process that has imported what members import, for all sweeps of this module: each would wait seconds for its own."""
     from multiprocessing import forkserver
-
-    from llmtrain.launcher import local
 
     if forkserver._forkserver._forkserver_pid is not None:  # one for workers that read data, which has imported nothing of ours
         forkserver._forkserver._stop()
@@ -333,6 +337,153 @@ def test_a_sweep_that_was_killed_leaves_no_member_running(pretrained: Pretrained
     assert outcomes("mine") == outcomes(two)
 
 
+@pytest.mark.long
+def test_a_sweep_that_is_started_again_while_a_member_of_the_killed_one_still_saves_waits_for_it(
+    pretrained: Pretrained, two: Path, run: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """I02: the member takes its time, since it sleeps when it is asked to save."""
+    process = started(typed(pretrained, "mine", *LONG))
+    pids: list[int] = []
+
+    def act(home: Path) -> None:
+        pids.append(json.loads((home / ".lock-holder.json").read_text())["pid"])
+        os.kill(pids[0], signal.SIGSTOP)
+        process.kill()
+
+    when("mine", has_a_checkpoint, act).join()
+    process.communicate(timeout=60)
+    threading.Timer(8.0, os.kill, (pids[0], signal.SIGCONT)).start()
+    assert run("mine", *LONG) == 0
+    assert f"in use by pid {pids[0]}" in capsys.readouterr().out
+    assert outcomes("mine") == outcomes(two)
+
+
+PAIR = ("optimizer.lr=1e-3,1e-2", "trainer.max_steps=1", "name=mine")
+
+
+def begun(overrides: list[str]) -> list[Path]:
+    """A sweep that was killed as soon as it had a book: the folders that its members will have."""
+    found = planned("pretrain", overrides, None)
+    found.folder.mkdir(parents=True)
+    Book(found.folder, found.about).save()
+    return [found.folder / "members" / name for name in found.configs]
+
+
+@contextlib.contextmanager
+def held(home: Path) -> Iterator[Callable[[], None]]:
+    """A member's folder that a process has; gives what lets go of it."""
+    home.mkdir(parents=True)
+    let_go, has_it = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with runtime.locked(home):
+            has_it.set()
+            let_go.wait(120)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert has_it.wait(10)
+
+    def release() -> None:
+        let_go.set()
+        thread.join()
+
+    try:
+        yield release
+    finally:
+        release()
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "GRACE_S", 0.1)
+    monkeypatch.setattr(local, "ENDING_S", 0.1)
+
+
+def test_a_member_whose_folder_is_still_in_use_is_begun_when_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = tiny(*PAIR)
+    with held(begun(asked)[0]) as release:
+        looked: list[Path] = []
+        real = runtime.in_use
+
+        def in_use(home: Path) -> runtime.InUse | None:
+            looked.append(home)
+            if len(looked) == 5:
+                release()
+            return real(home)
+
+        monkeypatch.setattr(runtime, "in_use", in_use)
+        assert sweep("pretrain", asked) == 0
+    said = capsys.readouterr().out
+    assert said.count(f"is in use by pid {os.getpid()}") == 1
+    assert "waiting for that, 65 s at most" in said
+    assert len(book("mine").with_status(Status.finished)) == 2
+
+
+def test_a_member_whose_folder_stays_in_use_has_not_failed_and_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    impatient(monkeypatch)
+    asked = tiny(*PAIR)
+    home, other = begun(asked)
+    with held(home):
+        assert sweep("pretrain", asked) == 1
+    found = book("mine").entries
+    assert (found[other.name].status, found[home.name].status) == (Status.finished, Status.stopped)
+    assert f"in use by pid {os.getpid()}" in found[home.name].reason
+    assert "still runs" in (Path("runs/sweep/mine") / "report.md").read_text()
+    assert "in use by pid" in (home / "output.log").read_text()
+    assert sweep("pretrain", asked) == 0
+
+
+def test_a_signal_ends_the_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = tiny(*PAIR)
+    with held(begun(asked)[0]):
+        looked: list[Path] = []
+        real = runtime.in_use
+
+        def in_use(home: Path) -> runtime.InUse | None:
+            looked.append(home)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return real(home)
+
+        monkeypatch.setattr(runtime, "in_use", in_use)
+        with pytest.raises(Stopped, match="2 have not"):
+            sweep("pretrain", asked)
+    assert len(looked) == 2  # at each member once
+    assert not list(tmp_path.rglob("output.log"))
+
+
+@pytest.mark.long
+def test_a_search_is_not_told_of_a_member_whose_folder_is_in_use(run: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ("sweep=optuna", "sweep.trials=2", "sweep.sampler=random", "optimizer.lr=interval(1e-4,1e-2)")
+    assert run("other", *overrides) == 0
+    names = list(book("other").entries)
+    impatient(monkeypatch)
+    with held(Path("runs/sweep/mine/members") / names[0]):
+        Book(Path("runs/sweep/mine"), book("other").about).save()
+        assert run("mine", *overrides) == 1
+    assert book("mine").entries[names[0]].status is Status.stopped
+    assert run("mine", *overrides) == 0
+    assert outcomes("mine") == outcomes("other")
+
+
+@pytest.mark.long
+def test_a_member_whose_job_outlived_its_sweep_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    asked = [*tiny(*PAIR), "launcher=submitit", "launcher.cluster=local"]
+    home, _ = begun(asked)
+    with held(home):
+        assert sweep("pretrain", asked) == 1
+    assert "waiting for" not in capsys.readouterr().out  # it may run for hours
+    assert book("mine").entries[home.name].status is Status.stopped
+    assert "a job of it still runs" in book("mine").entries[home.name].reason
+    assert sweep("pretrain", asked) == 0
+
+
 def started(overrides: list[str]) -> subprocess.Popen[str]:
     """The command itself, in a process that can be hurt."""
     command = [sys.executable, "-m", "llmtrain", "finetune", "-m", *overrides]
@@ -359,8 +510,6 @@ def wait_until(true: Callable[[], bool], seconds: float) -> bool:
 
 
 def test_status_says_how_far_each_member_is(run: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
-    from llmtrain.cli import main
-
     assert run("mine", "optimizer.lr=1e-3,1e30", "finetune=full", "trainer.clip_norm=null") == 1
     capsys.readouterr()
     assert main(["sweep", "status", "mine"]) == 1
@@ -381,11 +530,8 @@ def test_h10_a_secret_that_the_shell_put_in_is_in_no_file_of_a_sweep_which_goes_
 
 
 def test_a_sweep_of_no_such_name_is_named(run: Sweep) -> None:
-    from llmtrain.command.sweep import command
-    from llmtrain.config import compose
-
     with pytest.raises(CheckpointError, match="nowhere"):
-        command(compose("multirun", []), [], ["status", "nowhere"])
+        recipe.command(compose("multirun", []), [], ["status", "nowhere"])
 
 
 def test_what_would_run_is_shown_without_running_it(run: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -447,6 +593,17 @@ def test_pretraining_is_swept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "loss" in (Path("runs/sweep/mine") / "report.md").read_text()
 
 
+def test_the_command_of_a_member_repeats_it_alone_and_that_of_the_sweep_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my configs").mkdir()
+    common = tiny("trainer.max_steps=1")
+    assert sweep("pretrain", [*common, "optimizer.lr=1e-3,1e-2", "name=mine"], Path("my configs")) == 0
+    begin = ["llmtrain", "pretrain", "--config-dir", "my configs"]
+    for entry in book("mine").entries.values():
+        assert shlex.split(record_of(book("mine").home(entry))["command"]) == [*begin, *common, *entry.overrides]
+    assert shlex.split(book("mine").about["command"]) == ["llmtrain", "pretrain", "-m", *begin[2:], *common, "optimizer.lr=1e-3,1e-2", "name=mine"]
+
+
 def test_what_a_member_ends_with_is_what_the_book_says(tmp_path: Path) -> None:
     from llmtrain.command.sweep import _settle
 
@@ -456,6 +613,7 @@ def test_what_a_member_ends_with_is_what_the_book_says(tmp_path: Path) -> None:
         (75, False, Status.stopped),
         (75, True, Status.pruned),
         (-9, False, Status.stopped),
+        (76, False, Status.stopped),
         (3, False, Status.failed),
     ]:
         entry = Entry("a", [])

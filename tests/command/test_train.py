@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 from itertools import pairwise
@@ -358,6 +359,19 @@ def test_a_run_writes_down_what_it_was(tmp_path: Path) -> None:
     counts = {name: value for name, value in record["freezing"].items() if isinstance(value, int)}
     assert counts == {"frozen": 0, "frozen_unchanged": 0, "trainable": 28, "trainable_moved": 28}
     assert "auto" not in (run / "resolved.yaml").read_text().replace("resume: auto", "")
+
+
+def test_the_command_in_a_runs_record_is_the_one_that_was_typed_as_a_shell_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my configs").mkdir()
+    typed = [*tiny("trainer.max_steps=1"), "output_dir=a run; or two"]
+    assert main(["--debug", "pretrain", "--config-dir", "my configs", *typed]) == 0
+    assert shlex.split(record_of(Path("a run; or two"))["command"]) == ["llmtrain", "pretrain", "--config-dir", "my configs", *typed]
+
+
+def test_h10_a_secret_with_a_quote_in_it_is_masked_in_the_command_of_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "it's-a-secret-key")
+    assert shlex.split(command.written("pretrain", ["data.train=it's-a-secret-key"], None)) == ["llmtrain", "pretrain", "data.train=***"]
 
 
 def test_only_the_newest_and_the_best_checkpoints_are_kept(train: Train, tmp_path: Path) -> None:

@@ -53,6 +53,10 @@ def fails() -> int:
     raise ValueError("a fault of ours")
 
 
+def fails_over(text: str) -> int:
+    raise ValueError(text)
+
+
 def leaves(code: Any) -> int:
     sys.exit(code)
 

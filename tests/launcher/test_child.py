@@ -35,6 +35,17 @@ def test_whatever_happens_becomes_an_exit_code(
     assert bool(found.err) == bool(said)
 
 
+@pytest.mark.parametrize("call", [jobs.fails_over, jobs.leaves])
+def test_h10_what_went_wrong_is_told_without_secrets_and_cannot_drive_the_terminal(
+    call: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
+    assert outcome(call, ("row 7: a-very-secret-key\n\x1b[2Jgone",)) == 1
+    said = capsys.readouterr().err
+    assert "row 7: ***\n\\x1b[2Jgone" in said
+    assert "a-very-secret-key" not in said
+
+
 PENDING = """
 import os, signal
 from llmtrain.launcher.child import usual_signals

@@ -231,6 +231,19 @@ def test_a_job_that_fails_before_it_begins_has_failed(slurm: Path, job: Make, tm
         assert code_of(handle) == 1
 
 
+def test_h10_what_a_cluster_says_of_a_job_is_logged_without_secrets_and_escapes(
+    slurm: Path, job: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
+    said = r"""while [ "$1" != --error ]; do shift; done; printf 'no a-very-secret-key\033[2J' > "$(echo "$2" | sed 's/%j/7/; s/%t/0/')"; exit 1"""
+    (slurm / "bin" / "srun").write_text(f"#!/bin/sh\n{said}\n")
+    with made().opened(tmp_path) as start:
+        handle = start(job(jobs.returns, 0))
+        (slurm / "state").write_text("FAILED")
+        assert code_of(handle) == 1
+    assert (tmp_path / "member.log").read_text().endswith("no ***\\x1b[2J\n")
+
+
 def test_killing_takes_a_job_from_the_cluster(slurm: Path, job: Make, tmp_path: Path) -> None:
     with made().opened(tmp_path) as start:
         handle = start(job(jobs.waits_stubbornly, str(tmp_path / "note")))

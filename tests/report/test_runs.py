@@ -297,6 +297,32 @@ def test_a_command_names_the_weights_that_were_the_newest_then(tmp_path: Path) -
     assert only(other).command == "llmtrain finetune model.checkpoint=mine"
 
 
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        ("llmtrain finetune --config-dir mine seed=0", ["--config-dir", "mine"]),
+        ("llmtrain finetune '--config-dir=my own' seed=0", ["--config-dir", "my own"]),
+        ("llmtrain finetune seed=0 -cd 'it'\"'\"'s mine'", ["--config-dir", "it's mine"]),
+        ("llmtrain finetune --config-dir x;touch$IFS/tmp/y seed=0", ["--config-dir", "x;touch$IFS/tmp/y"]),
+        ("llmtrain finetune --config-dir $(touch${IFS}y)", ["--config-dir", "$(touch${IFS}y)"]),
+        ("llmtrain finetune 'name=--config-dir x' seed=0", []),
+        ("llmtrain finetune --config-dir 'x", []),
+        ("touch y --config-dir x", []),
+        (["--config-dir", "x"], []),
+    ],
+)
+def test_the_folder_of_configs_that_a_record_names_is_one_word_of_the_command(tmp_path: Path, said: Any, options: list[str]) -> None:
+    home = folder(tmp_path / "run", record={"command": said}, typed="seed=0")
+    assert only(home).command == shlex.join(["llmtrain", "finetune", *options, "seed=0"])
+
+
+def test_no_command_of_a_record_or_a_sweep_is_more_than_one_command(tmp_path: Path) -> None:
+    assert only(folder(tmp_path / "run", record={"verb": "finetune; touch y"}, typed="seed=0")).command == "llmtrain 'finetune; touch y' seed=0"
+    (tmp_path / "study").mkdir()
+    for said, shown in [("llmtrain finetune -m seed=0; touch y", "llmtrain finetune -m 'seed=0;' touch y"), ("touch y", ""), ("llmtrain 'x", ""), (7, "")]:
+        assert read([sweep(tmp_path / "study", [], command=said)]).command == shown
+
+
 def test_a_real_run_is_read_and_its_command_composes_to_the_same_config(train: Train, tmp_path: Path) -> None:
     found = only(train(tmp_path / "run", "evaluation.test=true", "seed=3"))
     assert (found.status, found.verb, found.seed, found.metric) == ("finished", "pretrain", 3, "loss")
