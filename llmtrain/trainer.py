@@ -4,6 +4,8 @@ It knows steps, hooks and saving. It knows neither models nor tokens: a batch sa
 any forward pass, a learner gives sums, and the division happens here, once for an update:
 
     Σ over terms of  weight · (sum over micro-batches and processes) / (count over micro-batches and processes)
+
+A term whose unit the data choose, such as squared errors of scores, is divided by the square of that unit besides.
 """
 
 from __future__ import annotations
@@ -298,6 +300,7 @@ class Trainer:
         validation_computed, test_computed: what frozen layers made of the validation and test examples.
         base: the weights that the run started from, which checkpoints then leave out.
         resume: the checkpoint to go on from.
+        divisors: what the mean of a term is divided by where gradients are taken, and nowhere else; 1 where it is not there.
         blocks: names of the modules that are gathered each by itself, where the model is divided over the processes.
     """
 
@@ -324,6 +327,7 @@ class Trainer:
     test_computed: Computed | None = None
     base: checkpoint.Base | None = None
     resume: Path | None = None
+    divisors: Mapping[str, float] = field(default_factory=dict)
     blocks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -517,7 +521,7 @@ class Trainer:
             with accelerator.no_sync(self._call) if wait and runtime.world > 1 else contextlib.nullcontext():
                 losses = self._call(batch.to(accelerator.device))
                 # DDP averages over processes; times their number, that is the sum.
-                loss = sum(self.objective.weights[t] * losses[t] / counts[t] for t in terms if counts[t]) * runtime.world
+                loss = sum(self.objective.weights[t] * losses[t] / (counts[t] * self.divisors.get(t, 1.0)) for t in terms if counts[t]) * runtime.world
                 if any(counts.values()):
                     accelerator.backward(loss)
             found = {t: float(losses[t].detach()) for t in terms}  # on a GPU the host waits here for the device

@@ -31,7 +31,7 @@ from llmtrain.errors import CheckpointError, ConfigError, DataError, DeviceError
 from llmtrain.finetune.base import Finetune, Phase
 from llmtrain.machine import doubts
 from llmtrain.model.base import Attention, Combine, Head, HeadKind, Outputs, Pooling
-from llmtrain.objective.base import IGNORED, Direction, Objective, Totals
+from llmtrain.objective.base import IGNORED, Direction, Objective, Scale, Totals
 from llmtrain.runtime import Runtime
 from llmtrain.seeding import generator, key
 from llmtrain.state import RunState
@@ -395,7 +395,8 @@ def prepare(built: Parts, machine: Runtime, folder: Path, verb: str, resume: Pat
     refuse_random_and_frozen(model, phases)
     started = {name: checkpoint.tensor_sha256(t) for name, t in checkpoint.tensors(model).items()}
     base = _base(built, model, started) if verb == "finetune" else None
-    job = _trainer(built, machine, model, anatomy, phases, stages, held_out, tokenizer, folder, resume, base)
+    scale = built.objective.scale(rows["train"])
+    job = _trainer(built, machine, model, anatomy, phases, stages, held_out, tokenizer, folder, resume, base, scale)
     return Ready(built, machine, job, anatomy, tokenizer, rows, started, judging)
 
 
@@ -714,9 +715,8 @@ def _name_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _prepared(built: Parts, model: PreTrainedModel, rows: dict[str, Dataset]) -> tuple[PreTrainedModel, Anatomy]:
-    """The model with what the mode adds, and where its parts are; the head of a number starts at the numbers' mean."""
+    """The model with what the mode adds, and where its parts are; the head of a number learns in standardised numbers."""
     from llmtrain.model import head as heads
-    from llmtrain.model.base import fresh
 
     worn = heads.pooled_head(model)
     unread = _pooler(model) if worn is not None and worn.pooling is not Pooling.pooler else []
@@ -726,11 +726,20 @@ def _prepared(built: Parts, model: PreTrainedModel, rows: dict[str, Dataset]) ->
     prepared = built.finetune.prepare(model, anatomy)
     anatomy = anatomy.fitted(prepared, [heads.NAME], unread)
     anatomy.check(prepared)
-    worn, begin = heads.pooled_head(prepared), built.objective.start(rows["train"])
-    if worn is not None and begin is not None and f"{heads.NAME}.weight" in fresh(prepared):
-        worn.bias.data.fill_(begin.mean)
-        worn.weight.data.mul_(begin.deviation)
+    scale = built.objective.scale(rows["train"])
+    if scale is not None and built.finetune.trains_head:  # a frozen one keeps its bits
+        _learn_in_units(prepared, scale)
     return prepared, anatomy
+
+
+def _learn_in_units(model: PreTrainedModel, scale: Scale) -> None:
+    from llmtrain.model import head as heads
+    from llmtrain.model.base import fresh
+
+    name, layer = heads.last_layer(model)
+    if layer.bias is None:
+        log.info("%s has no bias: scores are learnt in units of their root mean square, their mean included; model.head=pooled learns it apart", name)
+    heads.learn_in_units(layer, scale.mean, scale.deviation, new=f"{name}.weight" in fresh(model))
 
 
 def _pooler(model: PreTrainedModel) -> list[str]:
@@ -815,10 +824,11 @@ def _random_and_frozen(model: PreTrainedModel, phase: Phase) -> list[str]:
 def _base(built: Parts, model: PreTrainedModel, started: dict[str, str]) -> checkpoint.Base | None:
     """The weights that checkpoints leave out where they have not moved; None for a model that starts from nothing."""
     from llmtrain.model.base import fresh
+    from llmtrain.model.head import units_of
 
     if built.model.tokenizer_path is None:
         return None
-    new = fresh(model)
+    new = fresh(model) | units_of(model)
     return checkpoint.Base(built.model.tokenizer_path, {name: digest for name, digest in started.items() if name not in new})
 
 
@@ -912,6 +922,7 @@ def _trainer(
     folder: Path,
     resume: Path | None,
     base: checkpoint.Base | None,
+    scale: Scale | None,
 ) -> Trainer:
     from llmtrain.data import tokenizer as tokens
     from llmtrain.model.anatomy import frozen_modules
@@ -937,6 +948,7 @@ def _trainer(
         frozen=lambda trainable: frozen_modules(anatomy, model, trainable),
         base=base,
         resume=resume,
+        divisors={} if scale is None else dict.fromkeys(built.objective.terms, scale.deviation**2),
         blocks=[f"{anatomy.stack}.{i}" for i in range(anatomy.depth)],
     )
 
@@ -1214,9 +1226,8 @@ def _export(built: Parts, job: Trainer, tokenizer: PreTrainedTokenizerBase, fold
     head = heads.pooled_head(model)
     with files.told(folder / "final"), files.new_folder(folder / "final") as temporary:
         with quiet():
-            # The body alone is the ecosystem's: a tensor that AutoModel does not know would be reported as unexpected.
-            weights = {name: t for name, t in model.state_dict().items() if not name.startswith(f"{heads.NAME}.")}
-            model.save_pretrained(temporary, state_dict=weights)
+            # A tensor that AutoModel does not know would be reported as unexpected.
+            model.save_pretrained(temporary, state_dict=heads.saved(model))
         if head is not None:
             heads.save(head, temporary)
         tokenizer.save_pretrained(temporary)

@@ -77,8 +77,12 @@ class Batch:
         return dataclasses.replace(self, counts=nothing, sizes=dict.fromkeys(self.sizes, 0), samples=[], real=False)
 
 
-class Start(NamedTuple):
-    """Where the answers of a head begin best, before it has learned anything: mean and standard deviation of the training scores."""
+class Scale(NamedTuple):
+    """The unit and the zero of answers that are numbers: mean and standard deviation of the training scores.
+
+    A head learns in scores of mean 0 and deviation 1, and squared errors are divided by the variance where gradients are
+    taken: so neither the unit nor the zero of the data changes what is learnt. What is reported is in the data's units.
+    """
 
     mean: float
     deviation: float
@@ -187,8 +191,8 @@ class Objective(ABC):
         """What a head for these labelled training rows gives; None where the objective is of no task."""
         return None
 
-    def start(self, rows: Dataset) -> Start | None:
-        """Where a new head for these labelled training rows should begin; None: at 0."""
+    def scale(self, rows: Dataset) -> Scale | None:
+        """The unit and the zero of the numbers that these labelled training rows are answered with; None: the answers are no numbers."""
         return None
 
     def logits(self, model: nn.Module, batch: Batch) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from llmtrain.data.base import Target
 from llmtrain.errors import DataError
 from llmtrain.model.base import Attention, Head, Outputs
 from llmtrain.objective import baselines, scores, tasks
-from llmtrain.objective.base import PREDICTIONS, Batch, Direction, Draw, Objective, Start, Totals
+from llmtrain.objective.base import PREDICTIONS, Batch, Direction, Draw, Objective, Scale, Totals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
     from llmtrain.data.tokenizer import Vocabulary
 
+SMALLEST = 1e-15  # of a standard deviation, and 1 / SMALLEST the largest: squares of errors and their sums stay numbers of fp32
+FINEST = 1e-6  # of a standard deviation, relative to the mean: fp32 has about 7 digits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Regression(Objective):
     """Ask for the score of [CLS] A [SEP] or [CLS] A [SEP] B [SEP], in the units of the data.
 
-    Scores are not standardised: what the head says is a score. `start` says where a new head should begin instead.
+    Losses and metrics are in these units too, the loss in their square. What is learnt does not depend on them: see `Scale`.
 
     Attributes:
         symmetric: a pair is read in both orders, and the vectors of the two are added (Radford et al. 2018, section 3.3).
@@ -67,14 +70,21 @@ class Regression(Objective):
     def outputs(self, rows: Dataset) -> Outputs | None:
         return Outputs(1)
 
-    def start(self, rows: Dataset) -> Start | None:
+    def scale(self, rows: Dataset) -> Scale | None:
         import numpy as np
 
         given = tasks.answers(rows, Target.score)
         given = given[~np.isnan(given)]
         if not len(given):
             raise DataError("the training rows have no score")
-        return Start(float(given.mean()), float(given.std()))
+        scale = Scale(float(given.mean()), float(given.std()))
+        if not max(SMALLEST, FINEST * abs(scale.mean)) <= scale.deviation <= 1 / SMALLEST:
+            raise DataError(
+                f"the training scores have mean {scale.mean:g} and standard deviation {scale.deviation:g}, which single precision cannot tell apart or square",
+                allowed=f"a standard deviation from {SMALLEST:g} to {1 / SMALLEST:g}, and at least {FINEST:g} of the mean",
+                fix="give the scores in another unit, or subtract a constant",
+            )
+        return scale
 
     def collate(self, examples: list[dict[str, Any]], draw: Draw, vocabulary: Vocabulary) -> Batch:
         """Right-padded (B · group, T) inputs; scores (B,) in fp32, NaN where nothing is asked."""

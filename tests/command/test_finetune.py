@@ -26,9 +26,12 @@ from llmtrain.cli import main
 from llmtrain.command import train as recipe
 from llmtrain.command.parts import Parts, parts
 from llmtrain.config import compose, shipped_dir
+from llmtrain.data import synthetic
+from llmtrain.data.base import Target
 from llmtrain.errors import CheckpointError, ConfigError, Stopped
 from llmtrain.model.base import HeadKind, Outputs, from_nothing
 from llmtrain.objective.base import Batch
+from llmtrain.seeding import generator
 from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, record_of, stop_after, tiny
 
 # Each mode as it is asked for here, and the sections of the model that it trains.
@@ -379,6 +382,109 @@ def test_the_published_numbers_of_trainable_parameters_come_from_the_config_of_t
     moving = frozenset().union(*(phase.trainable for phase in phases))
     assert sum(parameter.numel() for name, parameter in model.named_parameters() if name in moving) == trainable
     assert sum(parameter.numel() for parameter in model.parameters()) == 66_955_010
+
+
+# --- scores -------------------------------------------------------------------------------------------------------
+
+# The model and how it is finetuned. A family's own head of a GPT has no bias, and no mean of the scores can be saved in it.
+LEARNERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "features": ("bert", ("finetune=features",)),
+    "last_layers": ("bert", ("finetune=last_layers", "finetune.blocks=1", "optimizer.lr=1e-3")),
+    "the familys head of a gpt": ("gpt", ("finetune=full", "model.head=family", "optimizer.lr=1e-3")),
+    "the familys head": ("bert", ("finetune=full", "model.head=family", "optimizer.lr=1e-3")),
+}
+FAMILIES = ["the familys head of a gpt", "the familys head"]
+ONCE = ("evaluation.every_steps=null", "checkpoint.every_steps=null", "checkpoint.keep_best=false")
+
+
+def scored(path: Path, factor: float = 1, offset: float = 0, rows: int = 200) -> tuple[str, ...]:
+    """Made-up texts with scores from 1 to 5, in another unit and from another zero."""
+    made = [synthetic.row(generator(0, "scored", i), i, 24, Target.score, pairs=False) for i in range(rows)]
+    path.write_text("text,score\n" + "".join(f"{row.text},{factor * row.answer + offset}\n" for row in made))
+    return ("objective=regression", "data=text", "data.documents=line", f"data.train={path}", "data.validation_fraction=0.3")
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_neither_the_unit_nor_the_zero_of_scores_changes_what_is_learnt(finetune: Train, tmp_path: Path, name: str) -> None:
+    (of, how), found = LEARNERS[name], {}
+    offset = 0.0 if name == "the familys head of a gpt" else 50_000.0
+    for unit, factor, zero in (("one", 1.0, 0.0), ("thousand", 1000.0, offset)):
+        run = finetune(tmp_path / unit, *how, *scored(tmp_path / f"{unit}.csv", factor, zero), *ONCE, "trainer.max_steps=50", of=of)
+        found[unit] = proof(run)["validation"]
+        found[unit]["trained"] = records(run, "loss_score")[-1][0]
+    assert found["one"]["pearson"] > 0.5
+    assert found["thousand"]["pearson"] == pytest.approx(found["one"]["pearson"], abs=1e-3)
+    assert found["thousand"]["rmse"] == pytest.approx(1000 * found["one"]["rmse"], rel=1e-3)
+    for loss in ("loss", "trained"):  # in the square of the scores' unit, in training too
+        assert found["thousand"][loss] == pytest.approx(1e6 * found["one"][loss], rel=2e-3)
+    assert proof(run)["freezing"]["trainable_but_still"] == []
+
+
+@pytest.mark.parametrize("name", ["features", *FAMILIES])
+def test_final_gives_the_scores_that_the_run_was_judged_by(finetune: Train, tmp_path: Path, name: str) -> None:
+    of, how = LEARNERS[name]
+    run = finetune(tmp_path / "run", *how, *scored(tmp_path / "rows.csv", 1000, 2000), *ONCE, of=of)
+    assert (
+        main(["evaluate", f"model.checkpoint={run}", "split=validation", f"output={tmp_path / 'out.json'}", "device=cpu", "threads=1", "precision=fp32"]) == 0
+    )
+    again, judged = json.loads((tmp_path / "out.json").read_text()), proof(run)["validation"]
+    assert {metric: again[metric] for metric in judged} == pytest.approx(judged, rel=1e-3)
+    if name in FAMILIES:
+        model, info = AutoModelForSequenceClassification.from_pretrained(run / "final", output_loading_info=True)
+        assert {kind: len(names) for kind, names in info.items() if names} == {}
+        assert model.config.problem_type == "regression"
+    else:
+        assert set(safetensors.torch.load_file(run / "final" / "head.safetensors")) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("name", ["features", *FAMILIES])
+def test_a_head_of_scores_goes_on_with_the_scores_that_it_gave(finetune: Train, tmp_path: Path, name: str) -> None:
+    of, how = LEARNERS[name]
+    chosen = (*how, *scored(tmp_path / "rows.csv", 1000, 50_000), *ONCE)
+    first = finetune(tmp_path / "first", *chosen, "trainer.max_steps=20", of=of)
+    second = finetune(tmp_path / "second", *chosen, f"model.checkpoint={first}", "optimizer.lr=1e-30", "trainer.max_steps=1")
+    assert proof(second)["validation"] == pytest.approx(proof(first)["validation"], rel=1e-4)
+
+
+def test_a_frozen_head_of_scores_keeps_its_bits(finetune: Train, tmp_path: Path) -> None:
+    first = finetune(tmp_path / "first", "finetune=features", *scored(tmp_path / "rows.csv", 1000, 50_000), *ONCE)
+    frozen = ("finetune=layers", "finetune.address=last:1", "finetune.head=false", f"model.checkpoint={first}")
+    second = finetune(tmp_path / "second", *frozen, *scored(tmp_path / "others.csv", 1300, 49_000), *ONCE)
+    one, two = (safetensors.torch.load_file(run / "final" / "head.safetensors") for run in (first, second))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert proof(second)["freezing"]["frozen_but_moved"] == []
+
+
+@pytest.mark.parametrize("name", ["features", *FAMILIES])
+def test_a_regression_stopped_in_the_middle_repeats_the_unbroken_one(finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    of, how = LEARNERS[name]
+    chosen = (*how, *scored(tmp_path / "rows.csv", 1000, 50_000))
+    stopped(finetune, tmp_path / "broken", monkeypatch, 3, *chosen, of=of)
+    unbroken = outcome(finetune(tmp_path / "unbroken", *chosen, of=of))
+    assert outcome(finetune(tmp_path / "broken", *chosen, of=of)) == unbroken
+
+
+def test_a_regression_goes_on_where_other_rows_are_allowed_in_the_units_that_it_learnt_in(
+    finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(finetune, tmp_path / "run", monkeypatch, 3, "finetune=features", *scored(tmp_path / "rows.csv"))
+    run = finetune(tmp_path / "run", "finetune=features", *scored(tmp_path / "others.csv", 1000, 50_000), "allow_change=[data]")
+    last = safetensors.torch.load_file(run / "checkpoints" / "last" / "model.safetensors")
+    assert 2 < float(last["pooled.centre"]) < 4
+    assert proof(run)["status"] == "finished"
+
+
+@pytest.mark.parametrize("mode", ["features", pytest.param("the familys head", marks=pytest.mark.long)])
+def test_two_processes_learn_scores_as_one_does(finetune: Train, pretrained: Pretrained, tmp_path: Path, mode: str) -> None:
+    of, how = LEARNERS[mode]
+    chosen = (*how, *scored(tmp_path / "rows.csv", 1000, 50_000), "trainer.log_every_steps=1")
+    one = finetune(tmp_path / "one", *chosen, of=of)
+    launch(tmp_path / "two", *chosen, "devices=2", f"model.checkpoint={pretrained(of)}", cwd=tmp_path)
+    names = ("loss_score", "grad_norm", "lr")
+    assert len(records(one, *names)) == 6
+    for a, b in zip(records(one, *names), records(tmp_path / "two", *names), strict=True):
+        assert b == pytest.approx(a, rel=1e-5)
+    assert proof(tmp_path / "two")["validation"] == pytest.approx(proof(one)["validation"], rel=1e-4)
 
 
 # --- refused, with a way out --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, GPT2Config, RobertaConfig, XLMConfig
 
-from llmtrain.errors import CheckpointError
+from llmtrain.errors import CheckpointError, ConfigError
 from llmtrain.model import head as heads
 from llmtrain.model.base import Combine, Outputs, Pooling
 from llmtrain.model.head import PooledHead, last_token, pool
@@ -177,6 +178,97 @@ def test_a_worn_head_is_a_part_of_the_model() -> None:
     assert heads.pooled_head(body) is worn
     assert {name for name, _ in body.named_parameters() if name.startswith("pooled.")} == {"pooled.weight", "pooled.bias"}
     assert body(input_ids=torch.tensor([[1, 2]])).last_hidden_state.shape == (1, 2, W)
+
+
+# --- the units of scores --------------------------------------------------------------------------------------------
+
+
+def number(combine: Combine = Combine.concat) -> PooledHead:
+    """A head of a number that standardises what it reads and has learned something."""
+    torch.manual_seed(0)
+    made, x = PooledHead(W, Outputs(1), pooling=Pooling.mean, states=(0, 2), combine=combine), vectors()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_()
+    read = made.before_standardising(x)
+    made.standardise(read.mean(0), read.std(0, correction=0))
+    return made
+
+
+@pytest.mark.parametrize("combine", Combine)
+def test_a_head_in_units_weighs_standardised_scores_and_gives_and_saves_scores(combine: Combine) -> None:
+    plain, made, x = number(combine), number(combine), vectors()
+    heads.learn_in_units(made, 5000.0, 200.0, new=True)
+    assert torch.allclose(made(x), plain(x) * 200 + 5000, rtol=1e-6)
+    assert torch.equal(made.weight, plain.weight)
+    assert set(made.folded().state_dict()) == {"weight", "bias", "mean", "scale"}
+    assert torch.allclose(made.folded()(x), made(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("combine", Combine)
+def test_a_head_that_is_not_new_keeps_its_answers_when_it_gets_units(combine: Combine) -> None:
+    plain, made, x = number(combine), number(combine), vectors()
+    heads.learn_in_units(made, 5000.0, 200.0, new=False)
+    assert torch.allclose(made(x), plain(x), rtol=1e-4, atol=1e-3)
+    assert torch.allclose(made.weight * 200, plain.weight, rtol=1e-6)
+
+
+def test_a_head_without_units_has_no_tensors_of_them() -> None:
+    assert set(number().state_dict()) == {"weight", "bias", "mean", "scale"}
+    body = BertModel(BertConfig(vocab_size=20, hidden_size=W, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
+    heads.attach(body, number())
+    assert heads.units_of(body) == frozenset()
+    heads.learn_in_units(heads.last_layer(body)[1], 3.0, 2.0, new=True)
+    assert heads.units_of(body) == {f"pooled.{name}" for name in ("weight", "bias", "mean", "scale", "centre", "spread")}
+
+
+SHAPE = {"hidden_size": W, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "num_labels": 1, "vocab_size": 20, "pad_token_id": 0}
+GPT = {"n_embd": W, "n_layer": 1, "n_head": 2, "n_positions": 16, "num_labels": 1, "vocab_size": 20, "pad_token_id": 0}
+FAMILIES: dict[str, tuple[Any, str]] = {
+    "bert": (BertConfig(**SHAPE), "classifier"),
+    "roberta": (RobertaConfig(**SHAPE), "classifier.out_proj"),
+    "xlm": (XLMConfig(emb_dim=W, n_layers=1, n_heads=2, num_labels=1, vocab_size=20, n_words=20, pad_token_id=0), "sequence_summary.summary"),
+    "gpt2, without a bias": (GPT2Config(**GPT), "score"),
+}
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_familys_own_last_layer_learns_in_units_and_is_saved_as_the_family_knows_it(tmp_path: Path, family: str, new: bool) -> None:
+    torch.manual_seed(0)
+    config, path = FAMILIES[family]
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    inputs = {"input_ids": torch.tensor([[3, 4, 5], [6, 7, 8]])}
+    with torch.no_grad():
+        before = model(**inputs).logits
+        name, layer = heads.last_layer(model)
+        heads.learn_in_units(layer, 5000.0, 200.0, new=new)
+        after = model(**inputs).logits
+    assert name == path
+    centre, spread = (5000.0, 200.0) if "bias" not in family else (0.0, math.hypot(5000, 200))
+    assert torch.allclose(after, before * spread + centre if new else before, rtol=1e-5, atol=2e-3)
+    assert heads.units_of(model) == {f"{path}.{own}" for own in layer.state_dict()} >= {f"{path}.centre", f"{path}.spread", f"{path}.weight"}
+    model.save_pretrained(tmp_path, state_dict=heads.saved(model))
+    again, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert {kind: len(names) for kind, names in info.items() if names} == {}
+    with torch.no_grad():
+        assert torch.allclose(again.eval()(**inputs).logits, after, rtol=1e-5, atol=2e-3)
+
+
+def test_scores_of_a_familys_head_are_not_rounded_to_the_type_of_autocast() -> None:
+    model = AutoModelForSequenceClassification.from_config(FAMILIES["bert"][0]).eval()
+    heads.learn_in_units(heads.last_layer(model)[1], 5000.0, 200.0, new=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = model(input_ids=torch.tensor([[3, 4, 5], [6, 7, 8]])).logits
+    assert found.dtype is torch.float32
+    assert float((found - found.bfloat16().float()).abs().max()) > 0.1
+
+
+def test_a_family_whose_head_ends_in_no_one_number_is_refused_with_the_way_out() -> None:
+    model = AutoModelForSequenceClassification.from_config(BertConfig(**{**SHAPE, "num_labels": 2}))
+    with pytest.raises(ConfigError, match=r"BertForSequenceClassification has 0 linear layers that end in a number") as caught:
+        heads.last_layer(model)
+    assert caught.value.fix == "model.head=pooled"
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -118,11 +118,23 @@ def test_metrics_are_the_error_and_two_correlations(tokenizer: PreTrainedTokeniz
     assert type(objective()).best_metric in found
 
 
-def test_a_head_starts_at_the_mean_of_the_training_scores() -> None:
-    assert objective().start(rows([1.0, None, 2.0, 6.0])) == pytest.approx((3.0, np.std([1, 2, 6])))
+def test_the_scale_of_scores_is_the_mean_and_deviation_of_the_training_rows() -> None:
+    assert objective().scale(rows([1.0, None, 2.0, 6.0])) == pytest.approx((3.0, np.std([1, 2, 6])))
     assert objective().outputs(rows()) == Outputs(1)
     with pytest.raises(DataError, match="no score"):
-        objective().start(rows([None] * 4))
+        objective().scale(rows([None] * 4))
+
+
+@pytest.mark.parametrize("scores", [[1e-16, 2e-16, 0.0, 0.0], [1e16, 0.0, 0.0, 0.0], [1e9, 1e9 + 1, 1e9, 1e9]])
+def test_scores_that_single_precision_cannot_hold_apart_are_refused_with_the_way_out(scores: list[float]) -> None:
+    with pytest.raises(DataError, match="single precision") as caught:
+        objective().scale(rows(scores))
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1.0, 1e12])
+def test_scores_of_any_usual_unit_have_a_scale(factor: float) -> None:
+    assert objective().scale(rows([factor * score for score in SCORES])) == pytest.approx((factor * 3.25, factor * np.std(SCORES)))
 
 
 def test_single_texts_have_no_other_order(tokenizer: PreTrainedTokenizerBase) -> None:
