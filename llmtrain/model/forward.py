@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llmtrain.errors import ConfigError
-from llmtrain.model.base import evaluating, take_over
+from llmtrain.model.base import Pooling, evaluating, take_over
 from llmtrain.model.head import last_token, pool, pooled_head
 
 if TYPE_CHECKING:
@@ -236,14 +236,28 @@ def _pooled_answers(model: PreTrainedModel, vectors: Tensor, group: int) -> Tens
 
 
 def _family_answers(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """The family's own head. A decoder's is asked for the last token by the mask: its own forward looks for the padding's id."""
-    if "score" in model._modules and not model.config.is_encoder_decoder:
+    """The family's own head. One that reads the last token, or all of them, whatever the mask says, is given what the mask says."""
+    pooling = _blind_pooling(model)
+    if pooling is not None:
         encoded = encode(model, Reach.whole, **inputs)
-        encoded = encoded._replace(states=last_token(encoded.states, inputs.get("attention_mask"))[:, None])
-        logits: Tensor = _over(model, encoded)().logits
+        mask = inputs.get("attention_mask")
+        vectors = last_token(encoded.states, mask) if pooling is Pooling.last else pool(encoded.states, mask, pooling, None)
+        logits: Tensor = _over(model, encoded._replace(states=vectors[:, None]))().logits
     else:
         logits = _run(model, model, _with_padding(model, inputs)).logits
     return logits.float()
+
+
+def _blind_pooling(model: PreTrainedModel) -> Pooling | None:
+    """How a family's own head makes one vector of the states where padding would change it; None where it would not.
+
+    A decoder's looks for the padding's id, which may be that of the end of text. A summary (XLNet's, XLM's) takes the last
+    column, or the mean of all, where it does not take the first: its tokenizer pads on the left, and llmtrain on the right.
+    """
+    if "score" in model._modules and not model.config.is_encoder_decoder:
+        return Pooling.last
+    summary = getattr(model._modules.get("sequence_summary"), "summary_type", "first")
+    return {"last": Pooling.last, "cls_index": Pooling.last, "mean": Pooling.mean}.get(summary)
 
 
 def _with_padding(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -282,7 +296,9 @@ class _Given(nn.Module):
     def forward(self, *args: object, **kwargs: object) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=self.encoded.states, pooler_output=self.encoded.pooled)
+        output = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=self.encoded.states, pooler_output=self.encoded.pooled)
+        vars(output)["mems"] = None  # XLNet's heads hand them on
+        return output
 
 
 class _ReachedError(Exception):
