@@ -315,8 +315,9 @@ class Boundary:
 
     @property
     def width(self) -> int:
-        """Numbers of a state or vector."""
-        return int(self.question.model.config.hidden_size) * (self.vectors or 1)
+        """Numbers of a state or vector; those of the last state may differ from what blocks hand on."""
+        head, vectors = self.question.head, self.vectors
+        return int(self.question.model.config.hidden_size) if head is None or vectors is None else head.width * vectors
 
     @cached_property
     def lengths(self) -> np.ndarray:

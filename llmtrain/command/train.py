@@ -679,7 +679,7 @@ def _adds_task_tokens(built: Parts) -> bool:
 def _wear_pooled_head(built: Parts, model: PreTrainedModel, outputs: Outputs) -> None:
     """Put our head on a body, unless it came with one that answers the same."""
     from llmtrain.finetune.address import state_numbers
-    from llmtrain.model import head as heads
+    from llmtrain.model import forward, head as heads
     from llmtrain.model.base import say_fresh
 
     address, combine = built.finetune.reads
@@ -694,7 +694,7 @@ def _wear_pooled_head(built: Parts, model: PreTrainedModel, outputs: Outputs) ->
     if pooling is Pooling.auto:
         trained = built.finetune.trains_body and built.model.attention is Attention.causal
         pooling = Pooling.last if trained else Pooling.mean
-    head = heads.PooledHead(int(model.config.hidden_size), outputs, pooling=pooling, states=states, combine=Combine[combine])
+    head = heads.PooledHead(forward.width(model, states), outputs, pooling=pooling, states=states, combine=Combine[combine])
     head.task = kind
     heads.attach(model, head)
     say_fresh(model, (f"{heads.NAME}.{name}" for name, _ in head.named_parameters()))

@@ -194,11 +194,12 @@ class Checkpoint(Model):
         Raises:
             CheckpointError: there is none that does, and none may be new.
         """
-        from llmtrain.model import head as heads
+        from llmtrain.model import forward, head as heads
 
-        saved = heads.read(Path(self.folder))
-        width, depth = int(model.config.hidden_size), int(model.config.num_hidden_layers)
-        if saved is not None and (saved.width != width or max(saved.states) > depth):
+        saved, depth = heads.read(Path(self.folder)), int(model.config.num_hidden_layers)
+        known = saved is not None and max(saved.states) <= depth
+        width = forward.width(model, saved.states) if saved is not None and known else int(model.config.hidden_size)
+        if saved is not None and (saved.width != width or not known):
             what = f"{Path(self.folder) / HEAD_FILE}: reads states of {saved.width} numbers, up to number {max(saved.states)}"
             raise CheckpointError(what, allowed=f"{width} numbers, 0 to {depth}: this body's", fix="take the folder anew")
         if saved is not None and outputs in (None, saved.outputs) and self.pooling in (Pooling.auto, saved.pooling):

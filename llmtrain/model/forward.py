@@ -5,6 +5,7 @@
     vocabulary_scores(model, states, labels)      that sum, and how many labels were the likeliest token
     sentence_logits(model, encoded)               (B, 2) for pairs of segments
     answers(model, input_ids=…)                   (B, K) of a task, by the pooled head or the family's own
+    width(model, numbers)                         how many numbers these hidden states have, found by a tiny pass
     linear_cross_entropy(hidden, weight, bias, labels)   from states and matrix; the logits never exist at once
     use_cpu_attention(model)                      attention that trains faster than torch's own on a CPU
     use_cpu_dropout(model)                        dropout that does, and that keeps a bit for each number
@@ -19,7 +20,7 @@ import copy
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from llmtrain.model.base import evaluating, take_over
+from llmtrain.errors import ConfigError
+from llmtrain.model.base import Pooling, evaluating, take_over
 from llmtrain.model.head import last_token, pool, pooled_head
 
 if TYPE_CHECKING:
@@ -200,11 +202,31 @@ def _vectors(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor,
     """(pooled vectors, last hidden state)."""
     head = pooled_head(model)
     assert head is not None
-    last = int(model.config.num_hidden_layers)
-    output = _run(model.base_model, model, inputs, **({} if head.states == (last,) else {"output_hidden_states": True}))
-    states = [output.last_hidden_state if number == last else output.hidden_states[number] for number in head.states]
+    states, output = _states(model, head.states, inputs)
     mask, by_pooler = inputs.get("attention_mask"), getattr(output, "pooler_output", None)
     return torch.stack([pool(state, mask, head.pooling, by_pooler) for state in states], 1), output.last_hidden_state
+
+
+def _states(model: PreTrainedModel, numbers: Sequence[int], inputs: dict[str, Tensor]) -> tuple[list[Tensor], Any]:
+    """Hidden states by their numbers, each (B, T, W), and all that the body gave."""
+    last = int(model.config.num_hidden_layers)
+    output = _run(model.base_model, model, inputs, **({} if set(numbers) == {last} else {"output_hidden_states": True}))
+    return [output.last_hidden_state if number == last else output.hidden_states[number] for number in numbers], output
+
+
+def width(model: PreTrainedModel, numbers: Sequence[int]) -> int:
+    """How many numbers each of these hidden states has: the last may have others than `hidden_size` (OPT's `word_embed_proj_dim`).
+
+    Raises:
+        ConfigError: some have more than others.
+    """
+    with evaluating(model), torch.no_grad():
+        found = {number: state.shape[-1] for number, state in zip(numbers, _states(model, numbers, _tiny(model.device))[0], strict=True)}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{number} has {size}" for number, size in found.items())
+        what = f"finetune.states: the hidden states of this {model.config.model_type} model are not equally wide: {listed} numbers"
+        raise ConfigError(what, allowed="hidden states of one width", fix=f"finetune.states=last, or states below {numbers[-1]} alone")
+    return int(found[numbers[0]])
 
 
 def _pooled_answers(model: PreTrainedModel, vectors: Tensor, group: int) -> Tensor:
@@ -214,14 +236,28 @@ def _pooled_answers(model: PreTrainedModel, vectors: Tensor, group: int) -> Tens
 
 
 def _family_answers(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """The family's own head. A decoder's is asked for the last token by the mask: its own forward looks for the padding's id."""
-    if "score" in model._modules and not model.config.is_encoder_decoder:
+    """The family's own head. One that reads the last token, or all of them, whatever the mask says, is given what the mask says."""
+    pooling = _blind_pooling(model)
+    if pooling is not None:
         encoded = encode(model, Reach.whole, **inputs)
-        encoded = encoded._replace(states=last_token(encoded.states, inputs.get("attention_mask"))[:, None])
-        logits: Tensor = _over(model, encoded)().logits
+        mask = inputs.get("attention_mask")
+        vectors = last_token(encoded.states, mask) if pooling is Pooling.last else pool(encoded.states, mask, pooling, None)
+        logits: Tensor = _over(model, encoded._replace(states=vectors[:, None]))().logits
     else:
         logits = _run(model, model, _with_padding(model, inputs)).logits
     return logits.float()
+
+
+def _blind_pooling(model: PreTrainedModel) -> Pooling | None:
+    """How a family's own head makes one vector of the states where padding would change it; None where it would not.
+
+    A decoder's looks for the padding's id, which may be that of the end of text. A summary (XLNet's, XLM's) takes the last
+    column, or the mean of all, where it does not take the first: its tokenizer pads on the left, and llmtrain on the right.
+    """
+    if "score" in model._modules and not model.config.is_encoder_decoder:
+        return Pooling.last
+    summary = getattr(model._modules.get("sequence_summary"), "summary_type", "first")
+    return {"last": Pooling.last, "cls_index": Pooling.last, "mean": Pooling.mean}.get(summary)
 
 
 def _with_padding(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -260,7 +296,9 @@ class _Given(nn.Module):
     def forward(self, *args: object, **kwargs: object) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=self.encoded.states, pooler_output=self.encoded.pooled)
+        output = BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=self.encoded.states, pooler_output=self.encoded.pooled)
+        vars(output)["mems"] = None  # XLNet's heads hand them on
+        return output
 
 
 class _ReachedError(Exception):

@@ -19,7 +19,7 @@ import torch
 import yaml
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig, OPTConfig, OPTForCausalLM
 
 from llmtrain import trainer
 from llmtrain.cli import main
@@ -485,6 +485,49 @@ def test_two_processes_learn_scores_as_one_does(finetune: Train, pretrained: Pre
     for a, b in zip(records(one, *names), records(tmp_path / "two", *names), strict=True):
         assert b == pytest.approx(a, rel=1e-5)
     assert proof(tmp_path / "two")["validation"] == pytest.approx(proof(one)["validation"], rel=1e-4)
+
+
+# --- a last state of another width --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def projected(pretrained: Pretrained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny OPT such as OPT-350m, whose last hidden state is projected to the width of its embeddings."""
+    folder = tmp_path_factory.mktemp("opt") / "projected"
+    tokenizer = AutoTokenizer.from_pretrained(pretrained("gpt") / "final")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "word_embed_proj_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 48, "max_position_embeddings": 64}
+    OPTForCausalLM(OPTConfig(vocab_size=len(tokenizer), do_layer_norm_before=False, dropout=0.0, init_std=0.3, **shape)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "width"),
+    [
+        (("finetune=features",), 24),
+        (("finetune=features", "finetune.states='0,1'"), 32),
+        (("finetune=last_layers", "finetune.blocks=1"), 24),
+    ],
+)
+def test_our_head_is_as_wide_as_the_hidden_states_that_it_reads_with_a_cache_and_without(
+    finetune: Train, projected: Path, tmp_path: Path, how: tuple[str, ...], width: int
+) -> None:
+    chosen = (*how, f"model.checkpoint={projected}", "trainer.log_every_steps=1")
+    plain, cached = (finetune(tmp_path / use, *chosen, f"cache.use={use}") for use in ("never", "always"))
+    assert records(plain, "loss_class") == [pytest.approx(losses, rel=1e-5) for losses in records(cached, "loss_class")]
+    assert json.loads((cached / "final" / "head.json").read_text())["width"] == width
+    out = tmp_path / "out.json"
+    assert main(["evaluate", f"model.checkpoint={cached}", "split=validation", f"output={out}", "device=cpu", "threads=1", "precision=fp32"]) == 0
+    assert json.loads(out.read_text())["loss"] == pytest.approx(proof(cached)["validation"]["loss"], rel=1e-4)
+    assert main(["predict", f"model.checkpoint={cached}", "text=the old dog", "device=cpu", "threads=1"]) == 0
+
+
+def test_hidden_states_of_several_widths_are_refused_with_the_way_out(finetune: Train, projected: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="0 has 32, 1 has 32, 2 has 24 numbers") as caught:
+        finetune(tmp_path / "run", "finetune=features", "finetune.states=all", f"model.checkpoint={projected}")
+    assert caught.value.exit_code == 2
+    assert "finetune.states=last" in str(caught.value.fix)
 
 
 # --- refused, with a way out --------------------------------------------------------------------------------------

@@ -913,6 +913,17 @@ SENTENCES: dict[str, tuple[type[Any], dict[str, Any]]] = {
     ),
 }
 T5 = "t5, which has two stacks"
+XLNET: dict[str, Any] = {**LABELS, "vocab_size": V, "d_model": W, "n_layer": 2, "n_head": 4, "d_inner": 48, "initializer_range": 0.1}
+XLM: dict[str, Any] = {**LABELS, "vocab_size": V, "n_words": V, "emb_dim": W, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
+# Families whose head makes one vector of a sequence by a setting of its own, which knows nothing of padding.
+SUMMARIES: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "xlnet, last": (hf.XLNetConfig, XLNET),
+    "xlnet, mean": (hf.XLNetConfig, {**XLNET, "summary_type": "mean"}),
+    "xlnet, cls_index": (hf.XLNetConfig, {**XLNET, "summary_type": "cls_index"}),
+    "xlm, first": (hf.XLMConfig, XLM),
+    "xlm, last": (hf.XLMConfig, {**XLM, "summary_type": "last"}),
+    "flaubert, mean": (hf.FlaubertConfig, {**XLM, "summary_type": "mean"}),
+}
 BODIES = [name for name in SENTENCES if name != T5]  # those that our head can stand on
 
 
@@ -925,7 +936,7 @@ def parameters_away_from_zero(model: Any) -> Any:
 
 def sentences(name: str) -> Any:
     """A family's own model for sentences, small and random."""
-    kind, settings = SENTENCES[name]
+    kind, settings = {**SENTENCES, **SUMMARIES}[name]
     torch.manual_seed(0)
     return parameters_away_from_zero(hf.AutoModelForSequenceClassification.from_config(kind(**settings)))
 
@@ -981,7 +992,16 @@ def test_the_familys_own_head_gives_the_logits_of_transformers_in_a_padded_batch
     assert float((theirs[0] - theirs[1]).abs().max()) > 1e-2  # the guard: rows differ
 
 
-@pytest.mark.parametrize("name", SENTENCES)
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_a_row_alone_gets_the_logits_of_transformers_from_a_family_with_a_summary(name: str) -> None:
+    model, (tokens, _) = sentences(name), ragged()
+    with torch.no_grad():
+        theirs = model(input_ids=tokens).logits
+    assert torch.allclose(answer(model, input_ids=tokens), theirs, rtol=1e-5, atol=1e-5)
+    assert float((theirs[0] - theirs[1]).abs().max()) > 1e-2  # the guard: rows differ
+
+
+@pytest.mark.parametrize("name", [*SENTENCES, *SUMMARIES])
 def test_t11_c18_the_familys_own_head_answers_alike_with_padding_and_without(name: str) -> None:
     model, (tokens, mask) = sentences(name), ragged()
     assert torch.allclose(answer(model, input_ids=tokens, attention_mask=mask), rows_alone(model, tokens, mask), rtol=1e-4, atol=1e-5)
