@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shlex
 import signal
 import sys
@@ -25,12 +26,13 @@ from llmtrain import files, processes, runtime
 from llmtrain.command import train
 from llmtrain.command.parts import Parts, asks_newest, fits, parts
 from llmtrain.config import Composed, Typed, build, by_name, compose, groups, multirun, section
-from llmtrain.errors import CheckpointError, ConfigError, LLMTrainError, Stopped, printable, shown
+from llmtrain.errors import CheckpointError, ConfigError, LLMTrainError, Stopped, masked, printable, shown
 from llmtrain.launcher.base import Handle, Job, Launcher, Start
 from llmtrain.report import files as report
 from llmtrain.sweep import plan as plans
 from llmtrain.sweep.base import Point, Search, Space, Sweep
 from llmtrain.sweep.book import FILE, Book, Entry, Status
+from llmtrain.sweep.moved import Meaning, meanings
 from llmtrain.sweep.running import carry_out
 
 if TYPE_CHECKING:
@@ -65,12 +67,20 @@ def command(composed: Composed, overrides: list[str], words: list[str]) -> int:
         return _status(runtime.make_console(), book)
     if not {"verb", "overrides"} <= book.about.keys():
         raise CheckpointError(f"{book.folder / FILE} does not say what the sweep is", fix="give the command that started it")
-    folder = book.about.get("config_dir")
-    return sweep(str(book.about["verb"]), list(book.about["overrides"]), Path(folder) if folder else None)
+    return sweep(str(book.about["verb"]), list(book.about["overrides"]), _config_dir(book), folder=book.folder)
 
 
 def _folder(name: str) -> Path:
     return Path(name) if (Path(name) / "sweep.json").is_file() else Path("runs/sweep") / name
+
+
+def _config_dir(book: Book) -> Path | None:
+    """The folder of YAML files that a sweep was started with: from the directory where that was, if it is still there."""
+    if not book.about.get("config_dir"):
+        return None
+    typed = files.expanded(str(book.about["config_dir"]))
+    there = Path(str(book.about.get("directory") or "")) / typed
+    return there if os.path.isdir(there) and not (os.path.isdir(typed) and typed.samefile(there)) else typed
 
 
 # --- a sweep, from top to bottom ----------------------------------------------------------------------------------
@@ -82,6 +92,7 @@ class Plan:
 
     Attributes:
         typed: what stood on the command line, sorted.
+        again: the command that goes on with it.
         member: composes a member from its overrides.
         about: what the book keeps of it.
         plan: the members, so far as they are known; of a search, those that it asked for.
@@ -94,6 +105,7 @@ class Plan:
     launcher: Launcher
     space: Space
     folder: Path
+    again: str
     about: dict[str, Any]
     member: Callable[[list[str]], Composed]
     plan: plans.Plan
@@ -109,12 +121,15 @@ class Plan:
         return self.plan.of(point)
 
 
-def sweep(verb: str, overrides: list[str], config_dir: Path | None = None, *, retry_failed: bool = False, show: bool = False) -> int:
+def sweep(
+    verb: str, overrides: list[str], config_dir: Path | None = None, *, retry_failed: bool = False, show: bool = False, folder: Path | None = None
+) -> int:
     """Run `llmtrain VERB -m OVERRIDES`. Returns 0 where every member has finished, 1 where some have not.
 
     Args:
         retry_failed: failed members are tried again, which are otherwise left as they are.
         show: only print what would run.
+        folder: of a sweep that is gone on with, wherever its overrides would put it from here; None: there.
 
     Raises:
         ConfigError: whatever can be known to be wrong before anything runs.
@@ -125,7 +140,7 @@ def sweep(verb: str, overrides: list[str], config_dir: Path | None = None, *, re
     console = runtime.make_console()
     options = groups(config_dir)  # their names are known, and no secrets
     overrides = [text if text.partition("=")[0] in options else str(by_name(text)) for text in overrides]  # from here on in the book and in every member
-    found = planned(verb, overrides, config_dir, rehearse=show)
+    found = planned(verb, overrides, config_dir, rehearse=show, folder=folder)
     for line in dict.fromkeys([*found.notes, *found.plan.notes]):
         console.print(f"note: {line}", soft_wrap=True)
     if show:
@@ -140,11 +155,12 @@ def sweep(verb: str, overrides: list[str], config_dir: Path | None = None, *, re
         return _last_words(found, book, console, event)
 
 
-def planned(verb: str, overrides: list[str], config_dir: Path | None, *, rehearse: bool = False) -> Plan:
+def planned(verb: str, overrides: list[str], config_dir: Path | None, *, rehearse: bool = False, folder: Path | None = None) -> Plan:
     """Everything that is known of a sweep before a process starts: each member is composed and checked.
 
     Args:
         rehearse: where there are no pretrained weights yet, do not make any: the members are those of the model that would be made.
+        folder: as `sweep` has it.
 
     Raises:
         ConfigError: the sweep's own settings, or those of any member.
@@ -156,11 +172,12 @@ def planned(verb: str, overrides: list[str], config_dir: Path | None, *, rehears
         raise ConfigError(f"max_members={limit}", allowed="1 or more")
     search, launcher = build(section(own.config, "sweep"), Sweep, "sweep"), build(section(own.config, "launcher"), Launcher, "launcher")
     output_dir = section(own.config, "output_dir")
-    folder = Path(output_dir) if output_dir else Path("runs/sweep") / name
+    usual = Path(output_dir) if output_dir else Path("runs/sweep") / name
+    folder = folder or usual
     earlier = Book.opened(folder)
     newest = {} if earlier is None or not earlier.about.get("newest") else {"newest": str(earlier.about["newest"])}  # it keeps what it started from
     if verb == "finetune" and not (rehearse or newest or runtime.finished_runs("pretrain")):
-        planned(verb, overrides, config_dir, rehearse=True)  # what is wrong is said before minutes go into a small model
+        planned(verb, overrides, config_dir, rehearse=True, folder=folder)  # what is wrong is said before minutes go into a small model
 
     def member(extra: list[str]) -> Composed:
         composed = compose(verb, extra, config_dir)
@@ -174,21 +191,42 @@ def planned(verb: str, overrides: list[str], config_dir: Path | None, *, rehears
     space = Space(swept=typed.swept, given=typed.given, limit=limit, depth=lambda: _depth(common()), metric=lambda: _metric(common(), search.decides))
     points = search.corners(space) if search.adaptive else search.points(space)
     made = plans.members(points, member, typed.fixed)
+    moved = _meant_elsewhere(earlier, [one.config for one in made.members]) if earlier is not None else []
     for one in made.members:
         fits(parts(one.config))
     if search.adaptive:  # it asks for its points when it knows more: these have shown that the space is sound
         made = dataclasses.replace(made, members=(), runs={})
     options = ["-m"] if config_dir is None else ["-m", "--config-dir", str(config_dir)]
     about = {
-        "name": folder.name, "verb": verb, "command": shlex.join(["llmtrain", verb, *options, *overrides]), "overrides": overrides,
+        "name": os.path.basename(os.path.abspath(folder)), "verb": verb, "command": shlex.join(["llmtrain", verb, *options, *overrides]),
+        "overrides": overrides, "directory": masked(os.getcwd()),
         "config_dir": None if config_dir is None else str(config_dir), "newest": newest.get("newest"),
         "sweep": OmegaConf.to_container(own.config.sweep, resolve=True), "launcher": OmegaConf.to_container(own.config.launcher, resolve=True),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }  # fmt: skip
-    notes = [*own.notes, *(f"sweep.{key} has no effect: {why}" for key, why in search.without_effect().items() if f"sweep.{key}" in own.given)]
+    again = about["command"] if os.path.abspath(folder) == os.path.abspath(usual) else f"llmtrain sweep resume {shlex.quote(str(folder))}"
+    notes = [*own.notes, *moved, *(f"sweep.{key} has no effect: {why}" for key, why in search.without_effect().items() if f"sweep.{key}" in own.given)]
     if "sweep.seeds" in own.given and "seed" in typed.given | {override.key_or_group for override in typed.swept}:
         notes.append("sweep.seeds has no effect: the seeds are named")
-    return Plan(verb, typed, search, launcher, space, folder, about, member, made, notes)
+    return Plan(verb, typed, search, launcher, space, folder, str(again), about, member, made, notes)
+
+
+def _meant_elsewhere(book: Book, configs: list[DictConfig]) -> list[str]:
+    """Notes on relative paths where a sweep is gone on with in another directory than the one it was started in.
+
+    Raises:
+        ConfigError: one of them leads to something else from here, which members that have run did not see.
+    """
+    there, here = Path(str(book.about.get("directory") or ".")), Path.cwd()
+    found = meanings(there, here, configs) if there.absolute() != here else {}
+    other = [text for text, meaning in found.items() if meaning is Meaning.other]
+    if other:
+        raise ConfigError(
+            f"{book.folder}: {shown(other[0])} is not the same from here as from {there}, where the sweep was started",
+            fix=f"cd {shlex.quote(str(there))} && llmtrain sweep resume {shlex.quote(os.path.abspath(book.folder))}",
+        )
+    moved = [text for text, meaning in found.items() if meaning is Meaning.moved]
+    return [f"the sweep was started in {there}, where {', '.join(moved)} is no more: it is taken from here"] if moved else []
 
 
 def _checked_name(name: Any, verb: str, overrides: list[str]) -> str:
@@ -750,9 +788,7 @@ def _last_words(found: Plan, book: Book, console: Console, event: runtime.Flag) 
     """
     unfinished = book.with_status(Status.waiting, Status.stopped, Status.running)
     if event.is_set() and unfinished:
-        raise Stopped(
-            f"stopped by a signal, {len(book.with_status(Status.finished))} members have finished, {len(unfinished)} have not", fix=book.about["command"]
-        )
+        raise Stopped(f"stopped by a signal, {len(book.with_status(Status.finished))} members have finished, {len(unfinished)} have not", fix=found.again)
     if book.with_status(Status.finished):
         report.write([found.folder], found.folder, console=console)
     failed = book.with_status(Status.failed)

@@ -86,6 +86,7 @@ class _About:
     verb: str
     command: str
     overrides: list[str]
+    directory: str
     config_dir: str | None
     newest: str | None
     started: str
@@ -101,7 +102,7 @@ class Book:
 
     Attributes:
         folder: of the sweep.
-        about: name, verb, command, overrides, sweep, launcher, started, notes, plan: whatever is the same for all members.
+        about: name, verb, command, overrides, directory (in which that was typed), sweep, launcher, started, notes, plan: what is the same for all members.
         entries: by name, in the order of the plan.
     """
 

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import pytest
 from llmtrain import runtime
 from llmtrain.cli import main
 from llmtrain.command import sweep as recipe
-from llmtrain.command.sweep import planned, sweep
+from llmtrain.command.sweep import Plan, planned, sweep
 from llmtrain.config import compose
 from llmtrain.errors import CheckpointError, ConfigError, Stopped
 from llmtrain.launcher import child, local
@@ -339,9 +340,9 @@ def test_a_sweep_that_was_killed_leaves_no_member_running(pretrained: Pretrained
 
 @pytest.mark.long
 def test_a_sweep_that_is_started_again_while_a_member_of_the_killed_one_still_saves_waits_for_it(
-    pretrained: Pretrained, two: Path, run: Sweep, capsys: pytest.CaptureFixture[str]
+    pretrained: Pretrained, two: Path, run: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """I02: the member takes its time, since it sleeps when it is asked to save."""
+    """I02: the member takes its time, since it is asleep when it is asked to save; it is woken when it was looked for a few times."""
     process = started(typed(pretrained, "mine", *LONG))
     pids: list[int] = []
 
@@ -352,7 +353,16 @@ def test_a_sweep_that_is_started_again_while_a_member_of_the_killed_one_still_sa
 
     when("mine", has_a_checkpoint, act).join()
     process.communicate(timeout=60)
-    threading.Timer(8.0, os.kill, (pids[0], signal.SIGCONT)).start()
+    looked: list[Path] = []
+    real = runtime.in_use
+
+    def in_use(home: Path) -> runtime.InUse | None:
+        looked.append(home)
+        if len(looked) == 5:
+            os.kill(pids[0], signal.SIGCONT)
+        return real(home)
+
+    monkeypatch.setattr(runtime, "in_use", in_use)
     assert run("mine", *LONG) == 0
     assert f"in use by pid {pids[0]}" in capsys.readouterr().out
     assert outcomes("mine") == outcomes(two)
@@ -361,9 +371,9 @@ def test_a_sweep_that_is_started_again_while_a_member_of_the_killed_one_still_sa
 PAIR = ("optimizer.lr=1e-3,1e-2", "trainer.max_steps=1", "name=mine")
 
 
-def begun(overrides: list[str]) -> list[Path]:
+def begun(overrides: list[str], config_dir: Path | None = None) -> list[Path]:
     """A sweep that was killed as soon as it had a book: the folders that its members will have."""
-    found = planned("pretrain", overrides, None)
+    found = planned("pretrain", overrides, config_dir)
     found.folder.mkdir(parents=True)
     Book(found.folder, found.about).save()
     return [found.folder / "members" / name for name in found.configs]
@@ -532,6 +542,57 @@ def test_h10_a_secret_that_the_shell_put_in_is_in_no_file_of_a_sweep_which_goes_
 def test_a_sweep_of_no_such_name_is_named(run: Sweep) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
         recipe.command(compose("multirun", []), [], ["status", "nowhere"])
+
+
+def test_a_sweep_that_is_named_by_its_folder_goes_on_there_wherever_it_and_the_user_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    monkeypatch.chdir(first)
+    asked = tiny(*PAIR)
+    assert sweep("pretrain", asked) == 0
+    kept, gone = list(book("mine").entries)
+    before = written(book("mine"), kept)
+    Path("runs/sweep/mine").rename(second / "my study")
+    shutil.rmtree(second / "my study" / "members" / gone)
+    assert main(["sweep", "resume", "../second/my study"]) == 0
+    assert not list(first.rglob("sweep.json"))
+    found = book(second / "my study")
+    assert len(found.with_status(Status.finished)) == 2
+    assert written(found, kept) == before
+    assert (found.home(found.entries[gone]) / "run.json").is_file()
+    assert planned("pretrain", asked, None, folder=Path("../second/my study")).again == "llmtrain sweep resume '../second/my study'"
+
+
+def test_a_sweep_whose_files_are_others_from_here_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for directory, text in ((first, "one"), (second, "another")):
+        directory.mkdir()
+        (directory / "book.txt").write_text(text)
+        (directory / "mine").mkdir()
+    monkeypatch.chdir(first)
+    asked = [*tiny(*PAIR, "data=text"), "data.train=book.txt"]
+    begun([o for o in asked if not o.startswith("data.documents")], Path("mine"))
+    monkeypatch.chdir(second)
+    resume = ["sweep", "resume", str(first / "runs/sweep/mine")]
+    with pytest.raises(ConfigError, match=r"data\.train=book\.txt' is not the same from here as from .*first") as caught:
+        going_on(resume)
+    assert caught.value.fix == f"cd {first} && llmtrain sweep resume {first / 'runs/sweep/mine'}"
+    (second / "book.txt").write_text("one")
+    found = going_on(resume)
+    assert not found.notes
+    assert found.about["config_dir"] == str(first / "mine")  # not the folder that has this name here
+    (first / "book.txt").unlink()
+    assert [f"started in {first}, where data.train=book.txt is no more" in note for note in going_on(resume).notes] == [True]
+
+
+def going_on(words: list[str]) -> Plan:
+    """What a command that goes on with a sweep would run."""
+    found: list[Plan] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "sweep", lambda *args, folder: found.append(planned(*args, folder=folder)))
+        recipe.command(compose("multirun", []), [], words[1:])
+    return found[0]
 
 
 def test_what_would_run_is_shown_without_running_it(run: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
