@@ -244,6 +244,10 @@ class Question:
                 self._digests[name] = cache.tensor_digest(parameter)
         return cache.weights_fingerprint((name, self._digests[name]) for name in weights)
 
+    def look_again(self) -> None:
+        """The weights are others than when the question was planned: a resume restored what moved under earlier settings."""
+        self._digests.clear()
+
     def make(self, cut: Cut, progress: Progress = silent) -> Made:
         """The states of all examples, and the part of the model that is left to run.
 

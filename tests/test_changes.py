@@ -243,6 +243,7 @@ def test_e16_r11_less_may_move_than_before(finetune: Train, tmp_path: Path, monk
         with pytest.raises(Stopped):
             finetune(tmp_path / "never", *mode)
     copy(tmp_path / "never", tmp_path / "always")
+    finetune(tmp_path / "other", "finetune=last_layers", "finetune.blocks=1", "cache.use=always")  # the same boundary of the weights as they came
     weights, states = {}, {}
     for use in ("never", "always"):
         run = tmp_path / use

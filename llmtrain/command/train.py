@@ -330,6 +330,8 @@ def run(config: DictConfig, verb: str, folder: Path, command: str | None = None)
         with enough_memory(job):
             job.restore()  # before anything is computed of what is frozen: under other settings it may have moved until here
             moved_before = _moved_before(ready, [*((stored or {}).get("changes") or []), *let])
+            if moved_before and asked is not None:
+                asked.look_again()
             _compute_once(ready, asked, cut)
         machine.begun.set()
         with enough_memory(job):
