@@ -112,7 +112,7 @@ def _answer(model: Checkpoint, settings: Settings, run: dict[str, Any], trained:
     found, notes = _answers(model, objective, data, settings, rows)
     for line in notes:
         print(line, file=told)
-    answered = [{**record, **_columns(answer)} for record, answer in zip(records, found, strict=True)]
+    answered = [{**record, **answer} for record, answer in zip(records, found, strict=True)]
     if settings.file is None or output is None:
         for record in answered:
             print(questions.as_json(record))
@@ -142,7 +142,7 @@ def _questions(settings: Settings, target: Target, data: Data) -> tuple[Dataset,
 
 
 def _answers(model: Checkpoint, objective: Objective, data: Data, settings: Settings, rows: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
-    """What the head says to each row, in their order, and how many rows it did not read whole. Long rows go together, so that little is padded."""
+    """What is written of each row, in their order, and how many rows were not read whole. Long rows go together, so that little is padded."""
     import numpy as np
     import torch
 
@@ -166,15 +166,17 @@ def _answers(model: Checkpoint, objective: Objective, data: Data, settings: Sett
             samples = [int(sample) for sample in order[i : i + settings.batch_size]]
             batch = objective.collate(loader.read_rows(plain, samples), Draw(0, "eval"), vocabulary).to(device)
             for sample, logits in zip(samples, objective.logits(loaded, batch), strict=True):
-                found[sample] = objective.answer(logits, names) or {}
+                found[sample] = _columns(objective.answer(logits, names) or {}, head.first_choice if head is not None else 0)
     return [found[i] for i in range(len(rows))], tasks.shortened(examples)
 
 
-def _columns(answer: dict[str, Any]) -> dict[str, Any]:
-    """An answer with a column for each class, and none that takes the place of a label that was read."""
+def _columns(answer: dict[str, Any], first_choice: int) -> dict[str, Any]:
+    """An answer with a column for each class or choice, these counted as the data of the run do, and none that takes the place of a label that was read."""
+    if "choice" in answer:
+        answer = {**answer, "choice": answer["choice"] + first_choice}
     flat = {f"predicted_{name}" if name in ("label", "score", "choice") else name: value for name, value in answer.items() if name != "probabilities"}
     shares = answer.get("probabilities")
-    named = shares.items() if isinstance(shares, dict) else enumerate(shares or [])
+    named = shares.items() if isinstance(shares, dict) else enumerate(shares or [], first_choice)
     return {**flat, **{f"probability_{name}": value for name, value in named}}
 
 

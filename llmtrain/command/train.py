@@ -689,6 +689,7 @@ def _wear_pooled_head(built: Parts, model: PreTrainedModel, outputs: Outputs) ->
     kind, worn = kind_of(built.objective), heads.pooled_head(model)
     if worn is not None and worn.task == kind and (worn.states == states or (address == "last" and not built.finetune.trains_body)):
         log.info("the head goes on from the one beside the weights (%s of states %s)", worn.pooling.value, ", ".join(map(str, worn.states)))
+        worn.first_choice = built.data.first_choice
         return
     if worn is not None:
         log.info("the head beside the weights answers another question or reads other states: a new one takes its place")
@@ -697,7 +698,7 @@ def _wear_pooled_head(built: Parts, model: PreTrainedModel, outputs: Outputs) ->
         trained = built.finetune.trains_body and built.model.attention is Attention.causal
         pooling = Pooling.last if trained else Pooling.mean
     head = heads.PooledHead(forward.width(model, states), outputs, pooling=pooling, states=states, combine=Combine[combine])
-    head.task = kind
+    head.task, head.first_choice = kind, built.data.first_choice
     heads.attach(model, head)
     say_fresh(model, (f"{heads.NAME}.{name}" for name, _ in head.named_parameters()))
 

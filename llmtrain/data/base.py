@@ -107,6 +107,11 @@ class Data(ABC):
         """
         raise self.unanswered(target)
 
+    @property
+    def first_choice(self) -> int:
+        """The number by which the source calls the first choice, known once labelled rows with choices were asked for; in these rows it is 0."""
+        return 0
+
     def unanswered(self, target: Target) -> ConfigError:
         """What is said where this kind of data has no answers of a kind."""
         labels = ", or data=pydocs" if target is Target.label else ""

@@ -155,6 +155,10 @@ class Documents(Data):
             self._answered[target] = self.answers(target)
         return self._answered[target].split(name)
 
+    @property
+    def first_choice(self) -> int:
+        return self._answered[Target.choice].first if Target.choice in self._answered else 0
+
     def summary(self) -> str:
         """One line about what was read: the labelled rows, once they were asked for, else the documents."""
         return "; ".join(labelled.summary() for labelled in self._answered.values()) or self.described()

@@ -308,7 +308,7 @@ class Labelled:
             return f"scores in train from {answers.min():g} to {answers.max():g}, mean {answers.mean():.3g}" if len(answers) else ""
         lengths = [length for name in self.sources for length in self._lengths(name).tolist()]
         few, many = min(lengths), max(lengths)
-        return (f"{few} choices" if few == many else f"{few} to {many} choices") + (", the right one counted from 1" if self._first else "")
+        return (f"{few} choices" if few == many else f"{few} to {many} choices") + (", the right one counted from 1" if self.first else "")
 
     def warnings(self) -> list[str]:
         """What stands in two splits, what has several answers, and classes of one row."""
@@ -353,15 +353,15 @@ class Labelled:
             if name == "train" and len(scores) and len(np.unique(scores)) < 2:
                 raise DataError(f"{self.origin}: {self.answer} is {scores[0]:g} in all {len(scores):,} training rows", allowed="scores that differ")
             return scores
-        numbers, lengths = self._each(name, right) - self._first, self._lengths(name)[self._splits[name][1]]
+        numbers, lengths = self._each(name, right) - self.first, self._lengths(name)[self._splits[name][1]]
         if len(bad := np.flatnonzero((numbers < 0) | (numbers >= lengths))):
-            allowed = range(self._first, int(lengths[bad[0]]) + self._first)
+            allowed = range(self.first, int(lengths[bad[0]]) + self.first)
             raise self._refused(name, int(bad[0]), "which is no number of its choices", map(str, allowed))
         return numbers
 
     @cached_property
-    def _first(self) -> int:
-        """The number of the first choice: 1 where no answer is 0 and one names the last choice so, else 0."""
+    def first(self) -> int:
+        """The number by which the rows call the first choice: 1 where no answer is 0 and one names the last choice so, else 0."""
         ways = [(self._each(name, right), self._lengths(name)[indices]) for name, (_, indices) in self._splits.items()]
         return int(any((numbers == lengths).any() for numbers, lengths in ways) and all((numbers > 0).all() for numbers, _ in ways))
 

@@ -42,6 +42,7 @@ class PooledHead(nn.Module):
         states: numbers of the hidden states that are read.
         pooling: how a sequence becomes one vector; never `auto`.
         task: the objective that it answers; empty where that is not known.
+        first_choice: the number by which the data call the first of several choices; inside llmtrain it is 0.
         mean, scale: what each number is centred by and divided by before it is weighed; 0 and 1 until `standardise`.
         centre, spread: what an answer is shifted by and multiplied with; None until `learn_in_units`.
     """
@@ -53,7 +54,7 @@ class PooledHead(nn.Module):
 
     def __init__(self, width: int, outputs: Outputs, *, pooling: Pooling, states: Sequence[int], combine: Combine = Combine.concat) -> None:
         super().__init__()
-        self.task = ""
+        self.task, self.first_choice = "", 0
         self.outputs, self.pooling, self.states, self.combine, self.width = outputs, pooling, tuple(states), combine, width
         self.weight = nn.Parameter(torch.empty(outputs.number, width * (len(self.states) if combine is Combine.concat else 1)).normal_(0, INITIAL))
         self.bias = nn.Parameter(torch.zeros(outputs.number))
@@ -91,7 +92,7 @@ class PooledHead(nn.Module):
         own = self.weight.detach().view(self.outputs.number, -1, self.width)  # (K, states or 1, width)
         weight = own * shares.detach().to(own)[None, :, None] / self.scale  # (K, states, width)
         head = PooledHead(self.width, self.outputs, pooling=self.pooling, states=self.states)
-        head.task = self.task
+        head.task, head.first_choice = self.task, self.first_choice
         with torch.no_grad():
             head.weight.copy_(weight.flatten(1))
             centred = self.mean * (own / self.scale if self.combine is Combine.sum else weight)
@@ -230,6 +231,7 @@ def save(head: PooledHead, folder: Path) -> None:
 
     plain = head.folded()
     about = {"pooling": plain.pooling.value, "states": list(plain.states), "width": plain.width, "classes": list(plain.outputs.names), "objective": plain.task}
+    about |= {"first_choice": plain.first_choice} if plain.first_choice else {}
     files.write(folder / FILES[0], json.dumps(about, indent=2, ensure_ascii=False).encode())
     files.write(folder / FILES[1], safetensors.torch.save({"weight": plain.weight.detach().cpu(), "bias": plain.bias.detach().cpu()}))
 
@@ -266,5 +268,7 @@ def _made(about: Any, weights: dict[str, Tensor]) -> PooledHead:
         raise ValueError("a weight is not a number")
     head = PooledHead(int(about["width"]), outputs, pooling=Pooling[about["pooling"]], states=states)
     head.load_state_dict({**head.state_dict(), **weights})
-    head.task = str(about.get("objective", ""))
+    head.task, head.first_choice = str(about.get("objective", "")), about.get("first_choice", 0)
+    if type(head.first_choice) is not int or head.first_choice not in (0, 1):
+        raise ValueError(f"choices are counted from {head.first_choice!r}")
     return head

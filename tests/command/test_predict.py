@@ -28,7 +28,7 @@ from llmtrain.data import tokenizer as tokens
 from llmtrain.model import head as heads
 from llmtrain.model.base import Pooling
 from llmtrain.objective import tasks
-from tests.conftest import ANSWERS, TINY, TINY_FINETUNE, Pretrained, tiny
+from tests.conftest import ANSWERS, TINY, TINY_FINETUNE, Pretrained, Train, tiny
 
 ON = ("threads=1", "device=cpu")
 
@@ -437,6 +437,32 @@ def test_answers_are_those_of_the_model_opened_with_transformers_in_the_order_of
         assert str(record["predicted_choice" if name == "choices" else "predicted_label"]) == best
         assert name == "choices" or record["probability"] == shares[best]
     assert len({json.dumps(record) for record in found}) == len(found)
+
+
+def counted_from(folder: Path, first: int) -> Path:
+    """Rows with two or three choices whose right one is counted from `first`."""
+    path = folder / f"choices{first}.jsonl"
+    rows = [{"text": SENTENCES[i % 5], "choices": SENTENCES[: 2 + i % 2], "label": i % (2 + i % 2) + first, "id": i} for i in range(60)]
+    path.write_text("".join(json.dumps({**row, "text": f"{row['text']} {row['id']}"}) + "\n" for row in rows))
+    return path
+
+
+def test_choices_are_counted_as_the_data_of_the_run_count_them(finetune: Train, tmp_path: Path) -> None:
+    found, kept = {}, {}
+    for first in (0, 1):
+        data = ("data=text", f"data.train={counted_from(tmp_path, first)}", "data.documents=line", "data.validation_fraction=0.3")
+        run = finetune(tmp_path / f"run{first}", "objective=multiple_choice", "finetune=full", *data)
+        output = tmp_path / f"out{first}.jsonl"
+        assert main(["predict", f"model.checkpoint={run}", f"file={counted_from(tmp_path, 0)}", f"output={output}", *ON]) == 0
+        found[first] = [json.loads(line) for line in output.read_text().splitlines()]
+        kept[first] = (run / "predictions.jsonl").read_text()
+    for one, other in zip(found[0], found[1], strict=True):
+        assert {"probability_0", "probability_1"} <= one.keys()
+        assert other["predicted_choice"] == one["predicted_choice"] + 1
+        renamed = {f"probability_{int(key.rpartition('_')[2]) + 1}": value for key, value in one.items() if key.startswith("probability_")}
+        assert {key: value for key, value in other.items() if key.startswith("probability_")} == pytest.approx(renamed, abs=1e-6)
+    assert {record["predicted_choice"] for record in found[1]} <= {1, 2, 3}
+    assert kept[0] == kept[1]  # of one example with another of llmtrain's: from 0, as classes are
 
 
 @pytest.mark.parametrize("name", TASKS)

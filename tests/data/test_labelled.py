@@ -164,7 +164,9 @@ def test_choices_come_as_columns_of_which_the_last_may_be_blank() -> None:
 
 def test_right_choices_that_are_counted_from_one_are_known_by_the_last_choice() -> None:
     data = given([{"prompt": str(i), "choices": ["a", "b"], "label": number} for i, number in enumerate([1, 2, 1])])
+    assert data.first_choice == 0  # before any was asked for
     assert list(data.labelled("train", Target.choice)["label"]) == [0, 1, 0]
+    assert data.first_choice == 1
     assert "counted from 1" in data.summary()
 
 

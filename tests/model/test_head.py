@@ -294,6 +294,16 @@ def test_a_head_of_a_number_has_no_class_names(tmp_path: Path) -> None:
     assert read.outputs == Outputs(1)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_head_of_choices_keeps_from_which_number_the_data_count_them(tmp_path: Path, first: int) -> None:
+    made = PooledHead(W, Outputs(1), pooling=Pooling.mean, states=(1,))
+    made.first_choice = first
+    heads.save(made, tmp_path)
+    read = heads.read(tmp_path)
+    assert read is not None
+    assert read.first_choice == first
+
+
 def test_where_no_head_was_saved_there_is_none(tmp_path: Path) -> None:
     assert heads.read(tmp_path) is None
 
@@ -340,6 +350,8 @@ def write(name: str, data: bytes) -> Fault:
         pytest.param(about(classes=["one"]), id="json: fewer classes than answers"),
         pytest.param(about(classes="abc"), id="json: classes are a text"),
         pytest.param(about(classes=[1, 2, 3]), id="json: classes are numbers"),
+        pytest.param(about(first_choice="1"), id="json: a text as the first choice"),
+        pytest.param(about(first_choice=2), id="json: choices counted from 2"),
         pytest.param(lambda folder: (folder / WEIGHTS).unlink(), id="weights: gone"),
         pytest.param(write(WEIGHTS, b""), id="weights: empty"),
         pytest.param(lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1]), id="weights: cut"),
