@@ -248,6 +248,38 @@ def without_effect(parts: Parts, given: set[str]) -> list[str]:
     return [f"{key} has no effect: {why}" for key, why in found.items() if key in given] + free
 
 
+def kind_of(objective: Objective) -> str:
+    """The name under which a config chooses an objective."""
+    return type(objective).__module__.rpartition(".")[2]
+
+
+def goes_on(parts: Parts, task: str, reads: tuple[int, ...], states: tuple[int, ...]) -> bool:
+    """Whether a pooled head that came with the weights is trained on, and no new one is made.
+
+    Args:
+        task: the objective that it answers.
+        reads: the hidden states that it reads; `states` are those that are asked for.
+    """
+    return task == kind_of(parts.objective) and (reads == states or (parts.finetune.reads[0] == "last" and not parts.finetune.trains_body))
+
+
+def head_goes_on(parts: Parts, given: set[str]) -> list[str]:
+    """A line for each key that the user gave for a new head, where the one beside the weights goes on: known once the weights have a name."""
+    from llmtrain.finetune.address import state_numbers
+
+    address = parts.finetune.reads[0]
+    # That one state has nothing to combine is said already.
+    asked = {"finetune.states", "finetune.standardise", *(["finetune.combine"] if address not in ("last", "-1") else [])} & given
+    head = parts.model.saved_head if asked and parts.objective.head is Head.task else None
+    if head is None or parts.model.pooling not in (Pooling.auto, head.pooling):
+        return []
+    states = state_numbers(address, parts.model.blocks or max(head.states, default=0))
+    if not goes_on(parts, head.task, head.states, states):
+        return []
+    why = "the head beside the weights goes on as it was trained" + (", if the data have its classes" if head.classes else "")
+    return [f"{key} has no effect: {why}" for key in sorted(asked) if key != "finetune.states" or head.states != states]
+
+
 def advice(parts: Parts) -> list[str]:
     """What is allowed and seldom meant."""
     found = []

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import llmtrain
 from llmtrain import cache, changes, checkpoint, files, processes, runtime, sharding
-from llmtrain.command.parts import Parts, advice, asks_newest, fits, parts, without_effect
+from llmtrain.command.parts import Parts, advice, asks_newest, fits, goes_on, head_goes_on, kind_of, parts, without_effect
 from llmtrain.config import Composed, build, flat, read_yaml, refuse_targets, section, without_secrets
 from llmtrain.data import questions
 from llmtrain.data.base import Data, Target
@@ -61,10 +61,10 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
     if "lm" in built.objective.weights:
         composed.config.objective.weights.lm = built.objective.weights["lm"]  # left out where it would teach nothing
     if runtime.in_worker():
-        return _start_as_rank(composed.config, overrides, verb, built.runtime, notes)
-    for line in notes:
-        print(f"note: {plain(line)}")
+        return _start_as_rank(composed.config, overrides, verb, built.runtime, notes, composed.given)
+    _say(notes)
     name_newest(composed.config, verb, continued(built.runtime, verb))
+    _say(head_goes_on(parts(composed.config), composed.given))
     if built.runtime.processes == 1:  # several find out themselves: this process then never imports torch
         runtime.check(built.runtime)
         fits(parts(composed.config))
@@ -76,6 +76,11 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
         else:
             run(composed.config, verb, folder, written(verb, overrides, composed.user_dir))
     return 0
+
+
+def _say(notes: list[str]) -> None:
+    for line in notes:
+        print(f"note: {plain(line)}")
 
 
 def _start_ranks(config: DictConfig, verb: str, folder: Path, settings: runtime.Settings) -> None:
@@ -96,7 +101,7 @@ def _start_ranks(config: DictConfig, verb: str, folder: Path, settings: runtime.
         raise
 
 
-def _start_as_rank(config: DictConfig, overrides: list[str], verb: str, settings: runtime.Settings, notes: list[str]) -> int:
+def _start_as_rank(config: DictConfig, overrides: list[str], verb: str, settings: runtime.Settings, notes: list[str], given: set[str]) -> int:
     """One of several processes that torchrun, `accelerate launch` or srun started: the main one decides the folder."""
     share, gather = runtime.rendezvous(settings)
     rank = int(os.environ["RANK"])
@@ -105,10 +110,10 @@ def _start_as_rank(config: DictConfig, overrides: list[str], verb: str, settings
         with contextlib.ExitStack() as lock:
             error: LLMTrainError | None = different(gather, config) or _other_number(settings)
             if rank == 0 and error is None:
-                for line in notes:
-                    print(f"note: {plain(line)}")
+                _say(notes)
                 try:
-                    name_newest(config, verb, continued(settings, verb))
+                    name_newest(config, verb, continued(settings))
+                    _say(head_goes_on(parts(config), given))
                     folder = run_folder(verb, settings)
                     lock.enter_context(runtime.locked(folder))
                     processes.results(folder)  # of an earlier start
@@ -687,7 +692,7 @@ def _wear_pooled_head(built: Parts, model: PreTrainedModel, outputs: Outputs) ->
     address, combine = built.finetune.reads
     states = state_numbers(address, int(model.config.num_hidden_layers))
     kind, worn = kind_of(built.objective), heads.pooled_head(model)
-    if worn is not None and worn.task == kind and (worn.states == states or (address == "last" and not built.finetune.trains_body)):
+    if worn is not None and goes_on(built, worn.task, worn.states, states):
         log.info("the head goes on from the one beside the weights (%s of states %s)", worn.pooling.value, ", ".join(map(str, worn.states)))
         worn.first_choice = built.data.first_choice
         return
@@ -701,11 +706,6 @@ def _wear_pooled_head(built: Parts, model: PreTrainedModel, outputs: Outputs) ->
     head.task, head.first_choice = kind, built.data.first_choice
     heads.attach(model, head)
     say_fresh(model, (f"{heads.NAME}.{name}" for name, _ in head.named_parameters()))
-
-
-def kind_of(objective: Objective) -> str:
-    """The name under which a config chooses an objective."""
-    return type(objective).__module__.rpartition(".")[2]
 
 
 def _name_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

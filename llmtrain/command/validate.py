@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from llmtrain import runtime
 from llmtrain.command import train
-from llmtrain.command.parts import advice, asks_newest, fits, parts, without_effect
+from llmtrain.command.parts import advice, asks_newest, fits, head_goes_on, parts, without_effect
 from llmtrain.config import Composed, build
 from llmtrain.errors import ConfigError, LLMTrainError, plain
 from llmtrain.model.base import Model
@@ -34,7 +34,7 @@ def command(composed: Composed, overrides: list[str]) -> int:
         print("  note: there is no pretrained run yet: a small one would be made first")
         composed.config.model = train.small_model(composed.config)
     built = tick("settings: every key, type and range", lambda: parts(composed.config))
-    for line in composed.notes + without_effect(built, composed.given) + advice(built):
+    for line in composed.notes + without_effect(built, composed.given) + head_goes_on(built, composed.given) + advice(built):
         print(f"  note: {plain(line)}")
     tick("folder: output_dir and resume", lambda: train.continued(built.runtime, verb))
     tick("model and objective fit", lambda: fits(built))

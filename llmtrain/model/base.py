@@ -93,6 +93,23 @@ class Outputs:
     names: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class SavedHead:
+    """What is said of a pooled head that is saved beside weights, without reading them.
+
+    Attributes:
+        task: the objective that it answers; empty where that is not known.
+        pooling: how it makes one vector of a sequence.
+        states: numbers of the hidden states that it reads.
+        classes: whether its answers are classes.
+    """
+
+    task: str
+    pooling: Pooling
+    states: tuple[int, ...]
+    classes: bool
+
+
 class Attention(Enum):
     """Which positions a family's tokens see."""
 
@@ -152,6 +169,11 @@ class Model(ABC):
     @property
     def blocks(self) -> int | None:
         """Transformer blocks; None where the family has no single number of them."""
+        return None
+
+    @property
+    def saved_head(self) -> SavedHead | None:
+        """The pooled head that came with the weights, where it may be worn; None where there is none."""
         return None
 
     @property

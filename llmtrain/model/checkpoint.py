@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain import files
 from llmtrain.errors import CheckpointError, ConfigError, require, shown
-from llmtrain.model.base import HEAD_FILE, Attention, Head, HeadKind, Model, Outputs, Pooling, auto_class, for_task, leave_pooler_out, say_fresh
+from llmtrain.model.base import HEAD_FILE, Attention, Head, HeadKind, Model, Outputs, Pooling, SavedHead, auto_class, for_task, leave_pooler_out, say_fresh
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -181,6 +181,17 @@ class Checkpoint(Model):
         """Whether the weights come with the head of a task: ours beside them, or the family's own among them."""
         names = getattr(self._config, "architectures", None) or []
         return self._kind(new_head=False) is HeadKind.pooled or any(str(name).endswith("ForSequenceClassification") for name in names)
+
+    @property
+    def saved_head(self) -> SavedHead | None:
+        if self.head is not HeadKind.pooled:
+            return None
+        try:
+            about = json.loads((Path(self.folder) / HEAD_FILE).read_text(encoding="utf-8"))
+            states = tuple(int(number) for number in about["states"])
+            return SavedHead(str(about.get("objective", "")), Pooling[about["pooling"]], states, bool(about["classes"]))
+        except (OSError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError):  # a damaged one is named where it is read
+            return None
 
     def _kind(self, new_head: bool) -> HeadKind:
         """Whose head is read: the one that was saved, unless a new one may take its place."""

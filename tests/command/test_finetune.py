@@ -446,6 +446,49 @@ def test_a_head_of_scores_goes_on_with_the_scores_that_it_gave(finetune: Train, 
     assert proof(second)["validation"] == pytest.approx(proof(first)["validation"], rel=1e-4)
 
 
+GOES_ON: dict[str, tuple[tuple[str, ...], tuple[str, ...], list[str]]] = {
+    "combined": (("finetune.states=all",), ("finetune.states=all", "finetune.combine=sum"), ["finetune.combine"]),
+    "standardised": ((), ("finetune.standardise=false",), ["finetune.standardise"]),
+    "both, as by default": (
+        ("finetune.states=all",),
+        ("finetune.states=all", "finetune.combine=concat", "finetune.standardise=true"),
+        ["finetune.combine", "finetune.standardise"],
+    ),
+    "other states, which are not read": (("finetune.states=all",), ("finetune.states=last",), ["finetune.states"]),
+    "nothing given": (("finetune.states=all",), (), []),
+    "a new head, of other states": (("finetune.states=all",), ("finetune.states='0,1'", "finetune.combine=sum", "finetune.standardise=false"), []),
+    "a new head, of another pooling": ((), ("model.pooling=max", "finetune.standardise=false"), []),
+    "a new head, of another task": ((), ("objective=multiple_choice", "finetune.standardise=false"), []),
+}
+
+
+@pytest.mark.parametrize("case", GOES_ON)
+def test_what_is_given_for_a_new_head_is_noted_as_without_effect_where_the_one_of_the_weights_goes_on(
+    finetune: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    before, given, expected = GOES_ON[case]
+    first = finetune(tmp_path / "first", "finetune=features", *before, *ONCE, "trainer.max_steps=1")
+    capsys.readouterr()
+    chosen = ("finetune=features", *given, f"model.checkpoint={first}")
+    finetune(tmp_path / "second", *chosen, *ONCE, "trainer.max_steps=1")
+    said = " ".join(capsys.readouterr().out.split())
+    assert [key for key in ("finetune.combine", "finetune.standardise", "finetune.states") if f"note: {key} has no effect: the head beside" in said] == expected
+    assert ("the head goes on from the one beside the weights" in said) is not case.startswith("a new head")
+    typed = [o for o in tiny(*chosen, base=TINY_FINETUNE) if not o.startswith("output_dir")]
+    assert main(["validate", "finetune", *typed]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("has no effect: the head beside the weights goes on") == len(expected)
+
+
+def test_a_damaged_head_beside_the_weights_is_named_where_it_is_read_and_not_in_a_note(finetune: Train, tmp_path: Path) -> None:
+    first = finetune(tmp_path / "first", "finetune=features", *ONCE, "trainer.max_steps=1")
+    shutil.copytree(first / "final", tmp_path / "final")
+    (tmp_path / "final" / "manifest.json").unlink()
+    (tmp_path / "final" / "head.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"head\.json: not the head of a task"):
+        finetune(tmp_path / "second", "finetune=features", "finetune.standardise=false", f"model.checkpoint={tmp_path / 'final'}")
+
+
 def test_a_frozen_head_of_scores_keeps_its_bits(finetune: Train, tmp_path: Path) -> None:
     first = finetune(tmp_path / "first", "finetune=features", *scored(tmp_path / "rows.csv", 1000, 50_000), *ONCE)
     frozen = ("finetune=layers", "finetune.address=last:1", "finetune.head=false", f"model.checkpoint={first}")
