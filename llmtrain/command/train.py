@@ -112,7 +112,7 @@ def _start_as_rank(config: DictConfig, overrides: list[str], verb: str, settings
             if rank == 0 and error is None:
                 _say(notes)
                 try:
-                    name_newest(config, verb, continued(settings))
+                    name_newest(config, verb, continued(settings, verb))
                     _say(head_goes_on(parts(config), given))
                     folder = run_folder(verb, settings)
                     lock.enter_context(runtime.locked(folder))
