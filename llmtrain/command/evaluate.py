@@ -144,6 +144,7 @@ def _report(model: Model, objective: Objective, data: Data, settings: Settings, 
 def _evaluate(machine: runtime.Runtime, model: Model, objective: Objective, data: Data, settings: Settings) -> tuple[Totals, dict[str, Any]]:
     """Totals over the split; the pseudo-perplexity and the references."""
     from llmtrain.data import tokenizer as tokens
+    from llmtrain.model import head as heads
     from llmtrain.objective.learner import Learner
     from llmtrain.trainer import evaluate
 
@@ -162,15 +163,18 @@ def _evaluate(machine: runtime.Runtime, model: Model, objective: Objective, data
         raise DataError(f"the {settings.split} split is empty", allowed=", ".join(SPLITS))
     if settings.max_samples is not None:
         examples = examples.select(train.some(len(examples), settings.max_samples))
-    outputs = None if objective.target is None else objective.outputs(data.labelled("train", objective.target))
+    trained = None if objective.target is None else data.labelled("train", objective.target)
+    outputs, scale = (None, None) if trained is None else (objective.outputs(trained), objective.scale(trained))
     loaded = model.load(tokenizer, objective.head, resize=False, outputs=outputs, words=objective.asks_words)
+    if scale is not None:  # as in training: in bf16 a family's own head would give its scores with 8 bits, their mean included
+        heads.learn_in_units(heads.last_layer(loaded)[1], scale.mean, scale.deviation, new=False)
     learner = Learner(loaded, objective).eval()
     call = machine.accelerator.prepare_model(learner, evaluation_mode=True)
     totals = evaluate(partial(call), objective, examples, vocabulary, machine, settings.batch_size)
     pseudo = _pseudo_perplexity(partial(call), objective, examples, vocabulary, machine, settings)
     further = {**pseudo, **objective.references(examples, vocabulary)}
-    if objective.target is not None and settings.max_samples is None:
-        further |= objective.baselines(data.labelled("train", objective.target), data.labelled(settings.split, objective.target))
+    if objective.target is not None and trained is not None and settings.max_samples is None:
+        further |= objective.baselines(trained, data.labelled(settings.split, objective.target))
     return totals, further
 
 

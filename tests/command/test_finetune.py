@@ -437,6 +437,19 @@ def test_final_gives_the_scores_that_the_run_was_judged_by(finetune: Train, tmp_
         assert set(safetensors.torch.load_file(run / "final" / "head.safetensors")) == {"weight", "bias"}
 
 
+def test_in_bf16_final_gives_the_scores_that_the_run_was_judged_by_to_their_own_deviation(
+    finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmtrain.runtime.has_bf16", lambda device: True)  # any processor can, some slowly
+    of, how = LEARNERS["the familys head"]
+    run = finetune(tmp_path / "run", *how, *scored(tmp_path / "rows.csv", 1000, 50_000), *ONCE, "trainer.max_steps=30", "precision=bf16", of=of)
+    out = tmp_path / "out.json"
+    assert main(["evaluate", f"model.checkpoint={run}", "split=validation", f"output={out}", "device=cpu", "threads=1", "precision=bf16"]) == 0
+    again, judged = json.loads(out.read_text()), proof(run)["validation"]
+    assert again["rmse"] == pytest.approx(judged["rmse"], rel=1e-2)
+    assert again["pearson"] == pytest.approx(judged["pearson"], abs=1e-2)
+
+
 @pytest.mark.parametrize("name", ["features", *FAMILIES])
 def test_a_head_of_scores_goes_on_with_the_scores_that_it_gave(finetune: Train, tmp_path: Path, name: str) -> None:
     of, how = LEARNERS[name]
