@@ -239,6 +239,7 @@ def test_h10_what_a_cluster_says_of_a_job_is_logged_without_secrets_and_escapes(
     (slurm / "bin" / "srun").write_text(f"#!/bin/sh\n{said}\n")
     with made().opened(tmp_path) as start:
         handle = start(job(jobs.returns, 0))
+        jobs.seen(handle.job.paths.stderr)  # type: ignore[attr-defined]  # before the cluster says that it is over
         (slurm / "state").write_text("FAILED")
         assert code_of(handle) == 1
     assert (tmp_path / "member.log").read_text().endswith("no ***\\x1b[2J\n")
