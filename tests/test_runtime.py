@@ -123,6 +123,7 @@ def test_the_precision_is_decided_with_a_reason(
     monkeypatch: pytest.MonkeyPatch, wanted: Precision, device: str, has: bool, width: int | None, taken: Precision
 ) -> None:
     monkeypatch.setattr(runtime, "has_bf16", lambda name: has)
+    monkeypatch.setattr(runtime, "has_slow_bf16", lambda: False)
     found, why = runtime.decide_precision(wanted, device, width)
     assert found is taken
     assert why == "as configured" if wanted is not auto else why
@@ -160,6 +161,57 @@ def test_whether_a_cpu_has_bf16_is_read_from_its_flags(monkeypatch: pytest.Monke
     monkeypatch.setattr(runtime, "cpu_flags", lambda: flags)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert runtime.has_bf16("cpu") is has
+
+
+AMX_HIDDEN = {"avx512f", "avx512_bf16", "avx512_fp16"}
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "slow"),
+    [
+        ("GenuineIntel", AMX_HIDDEN, True),
+        ("GenuineIntel", AMX_HIDDEN | {"amx_bf16"}, False),
+        ("GenuineIntel", AMX_HIDDEN - {"avx512_fp16"}, False),
+        ("GenuineIntel", AMX_HIDDEN - {"avx512_bf16"}, False),
+        ("AuthenticAMD", AMX_HIDDEN, False),
+        (None, AMX_HIDDEN, False),
+    ],
+)
+def test_bf16_of_intel_without_amx_is_taken_where_it_is_asked_for_and_not_by_auto(
+    monkeypatch: pytest.MonkeyPatch, vendor: str | None, flags: set[str], slow: bool
+) -> None:
+    monkeypatch.setattr(runtime, "cpu_field", {"vendor_id": vendor, "flags": " ".join(flags)}.get)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert runtime.has_slow_bf16() is slow
+    taken, why = runtime.decide_precision(auto, "cpu", 4096)
+    assert (taken is fp32) is (slow or "avx512_bf16" not in flags)
+    assert ("slower than fp32" in why) is slow
+    if "avx512_bf16" in flags:
+        assert runtime.decide_precision(bf16, "cpu", 4096) == (bf16, "as configured")
+    monkeypatch.setattr(runtime, "has_bf16", lambda device: True)
+    assert runtime.decide_precision(auto, "cuda", 4096)[0] is bf16
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\n\nprocessor\t: 1\nvendor_id\t: Other\n", "vendor_id", "GenuineIntel"),
+        ("model\t\t: 207\nmodel name\t: Xeon\n", "model name", "Xeon"),
+        ("Features\t: fp asimd bf16\n", "flags", None),
+        (None, "flags", None),
+    ],
+)
+def test_what_the_kernel_says_of_the_first_processor(monkeypatch: pytest.MonkeyPatch, text: str | None, name: str, value: str | None) -> None:
+    def read(path: Path) -> str:
+        assert str(path) == "/proc/cpuinfo"
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert runtime.cpu_field(name) == value
+    if name == "flags" and text:
+        assert runtime.cpu_flags() == {"fp", "asimd", "bf16"}
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

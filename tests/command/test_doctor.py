@@ -424,6 +424,7 @@ def test_each_gpu_is_named_with_memory_capability_and_bf16(ask: Ask, monkeypatch
 def test_the_precision_of_auto_is_what_a_run_would_take_on_each_device(ask: Ask, monkeypatch: pytest.MonkeyPatch, there: list[str], taken: list[str]) -> None:
     monkeypatch.setattr(doctor, "_available", lambda: there)
     monkeypatch.setattr(runtime, "has_bf16", lambda name: name != "mps")
+    monkeypatch.setattr(runtime, "has_slow_bf16", lambda: False)
     found = ask(doctor.automatic_precision)
     assert [(f.values["device"], f.values["precision"]) for f in found] == list(zip(there, taken, strict=True))
 
@@ -434,6 +435,7 @@ def test_bf16_that_does_not_pay_is_worth_knowing_where_auto_would_take_it(
 ) -> None:
     monkeypatch.setattr(doctor, "_available", lambda: ["cpu"])
     monkeypatch.setattr(runtime, "has_bf16", lambda _: has_bf16)
+    monkeypatch.setattr(runtime, "has_slow_bf16", lambda: False)
     monkeypatch.setattr(machine, "products_s", lambda *_: [1.0, half])
     (found,) = ask(doctor.products)
     assert found.mark is mark
