@@ -45,7 +45,7 @@ verbs:
 
 options:
   -m, --multirun   after finetune or pretrain: a sweep over every key that has several values, one process for each member
-  --retry-failed   with -m: try the members that failed again, too
+  --retry-failed   with -m or sweep resume: try the members that failed again, too
   --help           this page; after a verb: its groups, options and keys
   --cfg job        print the composed config and stop
   --config-dir DIR add a folder of your own YAML files; a file there wins over a shipped one of the same name
@@ -213,8 +213,10 @@ def _run(found: Arguments) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
     assert found.verb is not None
-    if found.retry_failed and not found.multirun:
-        raise ConfigError("--retry-failed is for sweeps", allowed=f"llmtrain {found.verb} -m … --retry-failed")
+    resumes = found.verb == "sweep" and found.words[:1] == ["resume"]
+    if found.retry_failed and not (found.multirun or resumes):
+        verb = found.verb if found.verb in ("pretrain", "finetune") else "finetune"
+        raise ConfigError("--retry-failed is for sweeps", allowed=f"llmtrain {verb} -m … --retry-failed, llmtrain sweep resume NAME --retry-failed")
     if found.multirun:
         _refuse_words(found)
         sweeps = importlib.import_module("llmtrain.command.sweep")
@@ -232,7 +234,8 @@ def _run(found: Arguments) -> int:
             print(f"note: {plain(line)}", file=sys.stderr)
         print(_as_yaml(without_secrets(composed.config)), end="")
         return 0
-    return int(module.command(composed, found.overrides, found.words) if takes_words else module.command(composed, found.overrides))
+    options = {"retry_failed": True} if found.retry_failed else {}
+    return int(module.command(composed, found.overrides, found.words, **options) if takes_words else module.command(composed, found.overrides))
 
 
 def _as_yaml(config: DictConfig) -> str:

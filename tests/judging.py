@@ -42,4 +42,4 @@ def judge(self: trainer.Trainer) -> None:
 
 if __name__ == "__main__":
     trainer.Trainer._update = update  # type: ignore[method-assign]
-    sys.exit(worker.main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(worker.main(Path(sys.argv[1]), *sys.argv[2:]))

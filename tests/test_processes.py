@@ -309,7 +309,7 @@ def update(self, batches):
 
 if __name__ == "__main__":
     trainer.Trainer._update = update
-    sys.exit(worker.main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(worker.main(Path(sys.argv[1]), *sys.argv[2:]))
 """
 
 
@@ -541,7 +541,7 @@ def collate(self, examples, draw, vocabulary):
 
 next_token.NextToken.collate = collate  # also in the workers, which import this file
 if __name__ == "__main__":
-    sys.exit(worker.main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(worker.main(Path(sys.argv[1]), *sys.argv[2:]))
 """
 
 
@@ -684,7 +684,7 @@ def test_f08_two_nodes_whose_commands_differ_end_with_the_keys(tmp_path: Path) -
 def test_under_torchrun_too_the_error_of_one_rank_is_printed_once_and_run_json_has_its_code(tmp_path: Path, fault: str, said: str, code: int) -> None:
     script = tmp_path / "faulty.py"
     script.write_text(
-        FAULTY.format(rank=1, fault=fault).replace("worker.main(Path(sys.argv[1]), sys.argv[2])", "cli.main(sys.argv[1:])").replace(", worker", ", cli")
+        FAULTY.format(rank=1, fault=fault).replace("worker.main(Path(sys.argv[1]), *sys.argv[2:])", "cli.main(sys.argv[1:])").replace(", worker", ", cli")
     )
     typed = ["pretrain", *tiny(), f"output_dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), *typed]
@@ -723,10 +723,10 @@ def test_a_process_of_a_run_writes_any_text_and_a_secret_reaches_it_by_name(tmp_
 
     monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
     found: list[tuple[str, str]] = []
-    monkeypatch.setattr(command, "run_as_rank", lambda config, verb, folder: found.append((config.callback.tracker.project, sys.stdout.errors)) or 0)
+    monkeypatch.setattr(command, "run_as_rank", lambda config, *_: found.append((config.callback.tracker.project, sys.stdout.errors)) or 0)
     monkeypatch.setattr(processes, "follow", lambda: None)
-    monkeypatch.setattr(processes, "launch", lambda words, *_: worker.main(Path(words[-2]), words[-1]))
+    monkeypatch.setattr(processes, "launch", lambda words, *_: worker.main(Path(words[-3]), *words[-2:]))
     composed = compose("pretrain", ["callback.tracker.project=a-very-secret-key"])
-    command._start_ranks(composed.config, "pretrain", tmp_path, command.parts(composed.config).runtime)
+    command._start_ranks(composed.config, "pretrain", tmp_path, command.parts(composed.config).runtime, "llmtrain pretrain")
     assert found == [("a-very-secret-key", "backslashreplace")]
     assert "a-very-secret-key" not in (tmp_path / command.INVOCATION).read_text()

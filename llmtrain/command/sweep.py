@@ -52,8 +52,8 @@ def primary(word: str) -> str:
     return "multirun"
 
 
-def command(composed: Composed, overrides: list[str], words: list[str]) -> int:
-    """`llmtrain sweep [list]`, `sweep status NAME`, `sweep resume NAME`."""
+def command(composed: Composed, overrides: list[str], words: list[str], *, retry_failed: bool = False) -> int:
+    """`llmtrain sweep [list]`, `sweep status NAME`, `sweep resume NAME [--retry-failed]`."""
     action, *names = words or ["list"]
     if action == "list" and not names:
         return _list(runtime.make_console())
@@ -67,11 +67,16 @@ def command(composed: Composed, overrides: list[str], words: list[str]) -> int:
         return _status(runtime.make_console(), book)
     if not {"verb", "overrides"} <= book.about.keys():
         raise CheckpointError(f"{book.folder / FILE} does not say what the sweep is", fix="give the command that started it")
-    return sweep(str(book.about["verb"]), list(book.about["overrides"]), _config_dir(book), folder=book.folder)
+    return sweep(str(book.about["verb"]), list(book.about["overrides"]), _config_dir(book), retry_failed=retry_failed, folder=book.folder)
 
 
 def _folder(name: str) -> Path:
     return Path(name) if (Path(name) / "sweep.json").is_file() else Path("runs/sweep") / name
+
+
+def _by_path(folder: Path) -> str:
+    """The command that goes on with a sweep that is elsewhere than the command that started it would look from here."""
+    return f"llmtrain sweep resume {shlex.quote(str(folder))}"
 
 
 def _config_dir(book: Book) -> Path | None:
@@ -199,12 +204,12 @@ def planned(verb: str, overrides: list[str], config_dir: Path | None, *, rehears
     options = ["-m"] if config_dir is None else ["-m", "--config-dir", str(config_dir)]
     about = {
         "name": os.path.basename(os.path.abspath(folder)), "verb": verb, "command": shlex.join(["llmtrain", verb, *options, *overrides]),
-        "overrides": overrides, "directory": masked(os.getcwd()),
+        "overrides": overrides, "directory": masked(os.getcwd()), "folder": masked(os.path.abspath(folder)),
         "config_dir": None if config_dir is None else str(config_dir), "newest": newest.get("newest"),
         "sweep": OmegaConf.to_container(own.config.sweep, resolve=True), "launcher": OmegaConf.to_container(own.config.launcher, resolve=True),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }  # fmt: skip
-    again = about["command"] if os.path.abspath(folder) == os.path.abspath(usual) else f"llmtrain sweep resume {shlex.quote(str(folder))}"
+    again = about["again"] = about["command"] if os.path.abspath(folder) == os.path.abspath(usual) else _by_path(folder)
     notes = [*own.notes, *moved, *(f"sweep.{key} has no effect: {why}" for key, why in search.without_effect().items() if f"sweep.{key}" in own.given)]
     if "sweep.seeds" in own.given and "seed" in typed.given | {override.key_or_group for override in typed.swept}:
         notes.append("sweep.seeds has no effect: the seeds are named")
@@ -833,5 +838,8 @@ def _status(console: Console, book: Book) -> int:
         seconds = _duration(entry.seconds) if entry.seconds else ""
         grid.add_row(printable(entry.name), entry.status.value, result, seconds, printable(entry.reason))
     console.print(grid)
-    console.print(printable(book.about.get("command", "")), soft_wrap=True)
+    # What was typed goes on with it only from where that was, and while it stands there.
+    here = {"directory": masked(os.getcwd()), "folder": masked(os.path.abspath(book.folder))}
+    again = book.about.get("again") if all(book.about.get(key) == value for key, value in here.items()) else None
+    console.print(printable(str(again or _by_path(book.folder))), soft_wrap=True)
     return 1 if book.with_status(Status.failed) else 0

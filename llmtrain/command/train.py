@@ -72,7 +72,7 @@ def start(composed: Composed, overrides: list[str], verb: str) -> int:
     with runtime.locked(folder):
         write_config(folder, composed.config, overrides)
         if built.runtime.processes > 1:
-            _start_ranks(composed.config, verb, folder, built.runtime)
+            _start_ranks(composed.config, verb, folder, built.runtime, written(verb, overrides, composed.user_dir))
         else:
             run(composed.config, verb, folder, written(verb, overrides, composed.user_dir))
     return 0
@@ -83,7 +83,7 @@ def _say(notes: list[str]) -> None:
         print(f"note: {plain(line)}")
 
 
-def _start_ranks(config: DictConfig, verb: str, folder: Path, settings: runtime.Settings) -> None:
+def _start_ranks(config: DictConfig, verb: str, folder: Path, settings: runtime.Settings, command: str) -> None:
     """Run as several processes of this machine.
 
     Raises:
@@ -95,7 +95,7 @@ def _start_ranks(config: DictConfig, verb: str, folder: Path, settings: runtime.
     environment.setdefault("OMP_NUM_THREADS", str(runtime.decide_threads(settings.threads, settings.processes)))
     began = time.time()
     try:
-        processes.launch([*WORKER, str(folder), verb], settings.processes, folder, environment, settings.distributed.timeout_s)
+        processes.launch([*WORKER, str(folder), verb, command], settings.processes, folder, environment, settings.distributed.timeout_s)
     except LLMTrainError as error:
         _correct(folder, error, began)
         raise
@@ -171,13 +171,17 @@ def _other_number(settings: runtime.Settings) -> ConfigError | None:
     return ConfigError(f"devices={settings.devices}: the launcher started {world} processes", allowed=f"auto, {world}")
 
 
-def run_as_rank(config: DictConfig, verb: str, folder: Path) -> int:
-    """Train as one of several processes. The last word is left for the command that started all; under another launcher it is printed once."""
+def run_as_rank(config: DictConfig, verb: str, folder: Path, command: str | None = None) -> int:
+    """Train as one of several processes. The last word is left for the command that started all; under another launcher it is printed once.
+
+    Args:
+        command: that run.json is to have; None under another launcher, whose part of it nobody here knows.
+    """
     rank = int(os.environ.get("RANK", "0"))
     home, began = os.environ.get(processes.MEETING), time.time()
     try:
         with runtime.stopping_at_once():
-            run(config, verb, folder)
+            run(config, verb, folder, command)
         if home is not None:
             processes.leave_result(Path(home), rank, None)
         return 0

@@ -231,8 +231,23 @@ def test_a_failed_member_stays_failed_until_it_is_asked_for(run: Sweep) -> None:
     before = log.read_text()
     assert run("mine", *overrides) == 1
     assert log.read_text() == before
+    assert main(["sweep", "resume", "mine"]) == 1
+    assert log.read_text() == before
+    assert main(["sweep", "resume", "mine", "--retry-failed"]) == 1
+    again = log.read_text()
+    assert len(again) > len(before)
     assert run("mine", *overrides, retry_failed=True) == 1
-    assert len(log.read_text()) > len(before)
+    assert len(log.read_text()) > len(again)
+
+
+@pytest.mark.parametrize(
+    ("words", "verb"), [(["pretrain"], "pretrain"), (["finetune"], "finetune"), (["sweep"], "finetune"), (["sweep", "status", "mine"], "finetune")]
+)
+def test_trying_failed_members_again_is_for_sweeps_that_run(words: list[str], verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--retry-failed"]) == 2
+    said = capsys.readouterr().err
+    assert f"llmtrain {verb} -m … --retry-failed" in said
+    assert "llmtrain sweep resume NAME --retry-failed" in said
 
 
 @pytest.mark.long
@@ -549,7 +564,14 @@ def test_a_sweep_of_no_such_name_is_named(run: Sweep) -> None:
         recipe.command(compose("multirun", []), [], ["status", "nowhere"])
 
 
-def test_a_sweep_that_is_named_by_its_folder_goes_on_there_wherever_it_and_the_user_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_is_named_by_its_folder_goes_on_there_wherever_it_and_the_user_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def suggested(name: str) -> str:
+        capsys.readouterr()
+        assert main(["sweep", "status", name]) == 0
+        return capsys.readouterr().out.splitlines()[-1]
+
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
@@ -558,10 +580,13 @@ def test_a_sweep_that_is_named_by_its_folder_goes_on_there_wherever_it_and_the_u
     assert sweep("pretrain", asked) == 0
     kept, gone = list(book("mine").entries)
     before = written(book("mine"), kept)
+    assert suggested("mine") == suggested("runs/sweep/mine") == shlex.join(["llmtrain", "pretrain", "-m", *asked])
     Path("runs/sweep/mine").rename(second / "my study")
+    assert suggested("../second/my study") == "llmtrain sweep resume '../second/my study'"
     shutil.rmtree(second / "my study" / "members" / gone)
     assert main(["sweep", "resume", "../second/my study"]) == 0
     assert not list(first.rglob("sweep.json"))
+    assert suggested("../second/my study") == "llmtrain sweep resume '../second/my study'"
     found = book(second / "my study")
     assert len(found.with_status(Status.finished)) == 2
     assert written(found, kept) == before

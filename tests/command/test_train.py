@@ -361,10 +361,11 @@ def test_a_run_writes_down_what_it_was(tmp_path: Path) -> None:
     assert "auto" not in (run / "resolved.yaml").read_text().replace("resume: auto", "")
 
 
-def test_the_command_in_a_runs_record_is_the_one_that_was_typed_as_a_shell_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_command_in_a_runs_record_is_the_one_that_was_typed_as_a_shell_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my configs").mkdir()
-    typed = [*tiny("trainer.max_steps=1"), "output_dir=a run; or two"]
+    typed = [*tiny("trainer.max_steps=1"), f"devices={devices}", "output_dir=a run; or two"]
     assert main(["--debug", "pretrain", "--config-dir", "my configs", *typed]) == 0
     assert shlex.split(record_of(Path("a run; or two"))["command"]) == ["llmtrain", "pretrain", "--config-dir", "my configs", *typed]
 
