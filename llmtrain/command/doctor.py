@@ -86,19 +86,8 @@ OPTIONAL = {
 # Modules that must load together for any run: those with compiled parts, which is where an installation breaks.
 LOADED = ("numpy", "torch", "pyarrow", "tokenizers", "safetensors.torch", "datasets", "accelerate", "transformers.modeling_utils", "sentencex")
 
-FLAGS = (
-    "avx2",
-    "avx512f",
-    "avx512_bf16",
-    "avx512_fp16",
-    "avx512_vnni",
-    "amx_bf16",
-    "amx_tile",
-    "asimd",
-    "sve",
-    "bf16",
-    "i8mm",
-)  # of a processor, worth showing
+# Of a processor, worth showing.
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "sve", "bf16", "i8mm")
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "COMET_API_KEY")
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
