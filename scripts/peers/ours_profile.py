@@ -7,6 +7,7 @@ batch stands with the rest. Times of single operations are what the thread that 
 """
 
 import contextlib
+import itertools
 import statistics
 import sys
 import time
@@ -54,7 +55,7 @@ def main(overrides: list[str]) -> None:
     with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(Enough):
         sys.exit(llmtrain(["finetune", *overrides]) or "the run ended before everything was measured")
     timed = began[SKIPPED : SKIPPED + UPDATES + 1]
-    plain = 1000 * statistics.median(after - before for before, after in zip(timed, timed[1:], strict=False))
+    plain = 1000 * statistics.median(after - before for before, after in itertools.pairwise(timed))
     took = 1000 * (began[-1] - began[-1 - UPDATES]) / UPDATES
     own = {event.key: event.self_cpu_time_total / UPDATES / 1000 for event in profiler.key_averages()}
     parts = {what: sum(own.get(name, 0) for name in names) for what, names in PARTS.items()}
