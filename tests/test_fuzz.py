@@ -1,6 +1,6 @@
 """Input that nobody meant, made by hypothesis. Whatever it is: an exit code of ours, a screen of ours, soon, and nothing ran or changed.
 
-`-m long` tries two hundred times as many of each as the ordinary run, and LLMTRAIN_FUZZ_EXAMPLES=N multiplies both. The examples are the same
+`-m long` tries fifty times as many of each as the ordinary run, and LLMTRAIN_FUZZ_EXAMPLES=N multiplies both. The examples are the same
 on every run. What was found and mended stays as an explicit example.
 """
 
@@ -45,7 +45,7 @@ FORBIDDEN = {
     *("pickle.find_class", "socket.connect", "socket.getaddrinfo"),
 }
 
-each = pytest.mark.parametrize("times", [pytest.param(1, id="some"), pytest.param(200, id="many", marks=pytest.mark.long)])
+each = pytest.mark.parametrize("times", [pytest.param(1, id="some"), pytest.param(50, id="many", marks=pytest.mark.long)])
 
 
 def fuzz(check: Callable[..., None], number: int, *strategies: st.SearchStrategy[Any], found: Sequence[Any] = ()) -> None:
