@@ -693,7 +693,7 @@ def standardise(
     seen: list[torch.Tensor] = []
     running = pooled_head(model)  # of a part of the model a twin, whose tensors are the head's
     assert running is not None
-    hook = running.register_forward_pre_hook(lambda module, args: seen.append(head.before_standardising(args[0]).double().cpu()))
+    hook = running.register_forward_pre_hook(lambda module, args: seen.append(head.before_standardising(args[0]).cpu().double()))
     rows = stage.train.with_format("arrow")
     model.to(machine.accelerator.device)
     try:

@@ -294,7 +294,7 @@ def start(settings: Settings, width: int | None = None) -> Runtime:
     threads = decide_threads(settings.threads, world)
     torch.set_num_threads(threads)
     device = decide_device(settings.device)
-    enough_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    enough_devices(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), world)
     precision, why = decide_precision(settings.precision, device, width)
     refuse_undividable(settings, device, precision, world)
     if settings.deterministic:
@@ -375,10 +375,17 @@ def decide_device(wanted: str) -> str:
     return wanted
 
 
-def enough_devices(device: str, processes: int) -> None:
-    """Refuse more processes than this machine has GPUs: each takes one."""
+def enough_devices(device: str, processes: int, world: int) -> None:
+    """Refuse more processes than this machine has GPUs: each takes one. Those of Apple's cannot be joined.
+
+    Args:
+        processes: of this machine.
+        world: of all machines.
+    """
     import torch
 
+    if device == "mps" and world > 1:  # Accelerate would take each for the only one: all of them would train, and write the same files
+        raise DeviceError(f"devices={world} on mps, whose processes cannot be joined", allowed="devices=1", fix="device=cpu joins several")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if device == "cuda" else []
     if device == "cuda" and processes > len(names):
         raise DeviceError(

@@ -209,7 +209,7 @@ def evaluate(
 def add(totals: Totals, batch: Batch, sums: dict[str, torch.Tensor]) -> None:
     """Add what a batch gave."""
     if PREDICTIONS in sums:
-        found = sums[PREDICTIONS].double().cpu().numpy()
+        found = sums[PREDICTIONS].cpu().double().numpy()  # in this order: MPS has no float64
         totals.predictions.update(zip(batch.samples, found, strict=False))  # no samples: a batch that only keeps in step
         sums = {name: value for name, value in sums.items() if name != PREDICTIONS}
     for into, values in ((totals.sums, sums), (totals.counts, batch.counts), (totals.sizes, batch.sizes)):
@@ -511,10 +511,10 @@ class Trainer:
         samples = float(sum(len(b.samples) for b in batches))
         *counted, all_tokens, all_samples = runtime.sum([*local, tokens, samples])
         counts = dict(zip(terms, counted, strict=True))
+        asked = any(counted)  # else there are no gradients to clip or to step by, and a loss scaler fails where it finds none
         lr = self.optimizer.lr * self.schedule.factor(Progress(state.step, state.tokens, self.total_steps, self.total_tokens))
         set_lr(self._inner(self._adamw), lr)
-        sums = dict.fromkeys(terms, 0.0)
-        suspects: list[int] = []
+        found: list[list[torch.Tensor]] = []  # of each micro-batch, the sum of each term
         for i, batch in enumerate(batches):
             runtime.seed(key(self.seed, "step", runtime.rank, state.micro_step + i))
             wait = i + 1 < len(batches)
@@ -522,20 +522,22 @@ class Trainer:
                 losses = self._call(batch.to(accelerator.device))
                 # DDP averages over processes; times their number, that is the sum.
                 loss = sum(self.objective.weights[t] * losses[t] / (counts[t] * self.divisors.get(t, 1.0)) for t in terms if counts[t]) * runtime.world
-                if any(counts.values()):
+                if asked:
                     accelerator.backward(loss)
-            found = {t: float(losses[t].detach()) for t in terms}  # on a GPU the host waits here for the device
-            for t in terms:
-                sums[t] += found[t]
-            if not all(map(math.isfinite, found.values())):
-                suspects += batch.samples
+            found.append([losses[t].detach() for t in terms])
+        # On a GPU the host waits here for the device: once, when all is asked of it, and not after each micro-batch.
+        values = [[float(value) for value in row] for row in found]
+        sums = {t: sum(row[number] for row in values) for number, t in enumerate(terms)}
+        suspects = [s for batch, row in zip(batches, values, strict=True) if not all(map(math.isfinite, row)) for s in batch.samples]
         totals = dict(zip(terms, runtime.sum([sums[t] for t in terms]), strict=True))
-        norm = self._clip()
+        norm = self._clip() if asked else 0.0
         means = {t: totals[t] / counts[t] if counts[t] else 0.0 for t in terms}
         finite = self._finite(means, norm)
-        if finite:
+        if finite and asked and math.isfinite(norm):
             self._adamw.step()
-        else:
+        elif finite and asked:
+            accelerator.scaler.update()  # without the step: fused AdamW would leave it out by itself, but not on an earlier MPS (pytorch #186360)
+        elif not finite:
             self._skip(means, norm, lr, suspects, [s for b in batches for s in b.samples])
         self._adamw.zero_grad(set_to_none=True)
         state.step += 1
@@ -566,8 +568,12 @@ class Trainer:
         return float(norm)
 
     def _finite(self, means: dict[str, float], norm: float) -> bool:
-        """Whether the update can be made: the same answer on every process. Under fp16 an infinite gradient alone is the scaler's to skip."""
-        fine = all(map(math.isfinite, means.values())) and (math.isfinite(norm) or self.runtime.accelerator.scaler is not None)
+        """Whether the update can be made: the same answer on every process.
+
+        Under fp16 an infinite gradient alone is the scaler's to skip, which then halves its scale; below 1 it was not the scale.
+        """
+        scaler = self.runtime.accelerator.scaler
+        fine = all(map(math.isfinite, means.values())) and (math.isfinite(norm) or (scaler is not None and scaler.get_scale() >= 1))
         return not self.runtime.any(not fine)
 
     def _skip(self, means: dict[str, float], norm: float, lr: float, suspects: list[int], samples: list[int]) -> None:

@@ -10,9 +10,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -164,6 +167,20 @@ def finetune(pretrained: Pretrained) -> Train:
         return folder
 
     return run
+
+
+def without_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as one of MPS, where there is no float64, until it is on the CPU."""
+    from torch import Tensor
+
+    class OnMPS(Tensor):
+        def double(self) -> Tensor:  # type: ignore[override]
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+        def cpu(self) -> Tensor:  # type: ignore[override]
+            return self.as_subclass(Tensor)
+
+    return tensor.as_subclass(OnMPS)
 
 
 def digest(path: Path) -> str:

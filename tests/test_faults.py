@@ -229,7 +229,14 @@ def test_d09_two_evaluations_of_the_same_weights_give_the_same_number(finetune: 
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError()],
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.9 GB, max allowed: 18.1 GB)."),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
 )
 def test_d14_a_lack_of_memory_is_one_screen_with_what_to_change(finetune: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def update(self: trainer.Trainer, batches: list[Batch]) -> Any:

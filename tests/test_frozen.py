@@ -31,12 +31,12 @@ from llmtrain.command.parts import Parts
 from llmtrain.config import _kind, build, compose, groups
 from llmtrain.data import loader
 from llmtrain.errors import ConfigError, LLMTrainError
-from llmtrain.model.head import pooled_head
+from llmtrain.model.head import PooledHead, pooled_head
 from llmtrain.objective.base import Objective
 from llmtrain.objective.next_token import NextToken
 from llmtrain.runtime import has_bf16
 from llmtrain.trainer import Trainer, collate
-from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, tiny
+from tests.conftest import TINY_FINETUNE, Pretrained, Train, outcome, tiny, without_float64
 from tests.test_house import PACKAGE, imports
 
 MODES = {
@@ -248,6 +248,14 @@ def test_the_head_is_standardised_alike_with_the_cache_and_without(begin: Start,
     assert torch.allclose(heads[0].scale, heads[1].scale, rtol=1e-5, atol=1e-6)
     assert bool((heads[0].scale != 1).all())
     assert pooled_head(cached.job.model).scale is heads[1].scale  # type: ignore[union-attr]
+
+
+def test_the_head_is_standardised_where_there_is_no_float64(begin: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = PooledHead.before_standardising
+    monkeypatch.setattr(PooledHead, "before_standardising", lambda self, vectors: without_float64(real(self, vectors)))
+    head = pooled_head(begin("finetune=features", *TASKS["single"]).job.saved)
+    assert head is not None
+    assert bool((head.scale != 1).all())
 
 
 @pytest.mark.parametrize(("mode", "of"), [("last_layers", "bert"), ("features", "gpt")])

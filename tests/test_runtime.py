@@ -217,11 +217,26 @@ def test_what_the_kernel_says_of_the_first_processor(monkeypatch: pytest.MonkeyP
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "Some GPU")
-    runtime.enough_devices("cuda", 1)
-    runtime.enough_devices("cpu", 99)
+    runtime.enough_devices("cuda", 1, 2)
+    runtime.enough_devices("cpu", 99, 99)
     with pytest.raises(DeviceError, match="devices=2: this machine has 1") as caught:
-        runtime.enough_devices("cuda", 2)
+        runtime.enough_devices("cuda", 2, 2)
     assert caught.value.allowed == "cuda:0 Some GPU"
+
+
+@pytest.mark.parametrize("local", ["1", "2"])
+def test_processes_that_mps_cannot_join_are_refused_and_not_each_taken_for_the_only_one(monkeypatch: pytest.MonkeyPatch, local: str) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": local}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr(runtime, "meet", lambda settings: pytest.fail("they meet"))
+    with pytest.raises(DeviceError, match="devices=2 on mps") as caught:
+        runtime.start(settings(device="auto", threads="1"))
+    assert caught.value.fix == "device=cpu joins several"
+
+
+def test_one_process_takes_mps() -> None:
+    runtime.enough_devices("mps", 1, 1)
 
 
 @pytest.mark.parametrize(("wanted", "world", "threads"), [("auto", 1, 8), ("auto", 2, 4), ("auto", 3, 2), ("auto", 99, 1), ("5", 2, 5)])

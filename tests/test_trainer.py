@@ -25,9 +25,11 @@ from llmtrain.callback.progress import Progress
 from llmtrain.data.loader import Order
 from llmtrain.errors import ConfigError, NonFiniteError, SettingError, Stopped
 from llmtrain.finetune.base import Phase
+from llmtrain.objective.base import IGNORED, PREDICTIONS, Batch, Totals
+from llmtrain.objective.learner import Learner
 from llmtrain.optimizer import state_by_name
 from llmtrain.trainer import Stage
-from tests.conftest import ANSWERS, Train, outcome, tiny
+from tests.conftest import ANSWERS, Train, outcome, tiny, without_float64
 
 RAGGED = ("objective.packing=false", "trainer.log_every_steps=1")
 # Micro-batches with unequal numbers of targets, for each objective; pairs have one each.
@@ -361,20 +363,23 @@ class Scaled:
     def __init__(self, real: torch.amp.GradScaler) -> None:
         self.real = real
         self.scales: list[float] = []
+        self.steps = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
+
+    def step(self, *arguments: Any) -> None:
+        self.steps += 1
+        self.real.step(*arguments)
 
     def update(self) -> None:
         self.real.update()
         self.scales.append(float(self.real.get_scale()))
 
 
-def test_with_a_scaler_an_infinite_gradient_is_its_own_to_skip_and_a_loss_that_is_none_is_ours(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As under fp16, which no CPU trains in. The scaler halves its scale at both, and goes on."""
-    scaler = Scaled(torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000))
+def scaled(monkeypatch: pytest.MonkeyPatch, scale: float) -> Scaled:
+    """Let runs have a loss scaler, as Accelerate gives them one under fp16."""
+    scaler = Scaled(torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000))
     real = trainer.Trainer._prepare
 
     def prepare(self: trainer.Trainer, phase: Any) -> Any:
@@ -388,6 +393,14 @@ def test_with_a_scaler_an_infinite_gradient_is_its_own_to_skip_and_a_loss_that_i
         return call, adamw
 
     monkeypatch.setattr(trainer.Trainer, "_prepare", prepare)
+    return scaler
+
+
+def test_with_a_scaler_an_infinite_gradient_is_its_own_to_skip_and_a_loss_that_is_none_is_ours(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under fp16, which no CPU trains in. The scaler halves its scale at both, and goes on."""
+    scaler = scaled(monkeypatch, 1024.0)
     spoil(monkeypatch, 2, what="gradient")
     spoil(monkeypatch, 4, what="loss")
     seen = note_updates(monkeypatch, state=True)
@@ -395,8 +408,69 @@ def test_with_a_scaler_an_infinite_gradient_is_its_own_to_skip_and_a_loss_that_i
     still = [all(torch.equal(value, note["after"][name]) for name, value in note["before"].items()) for note in seen]
     assert still == [False, True, False, True, False, False]
     assert scaler.scales == [1024.0, 512.0, 512.0, 256.0, 256.0, 256.0]
+    assert scaler.steps == still.count(False)
     assert json.loads((run / "run.json").read_text())["skipped"] == 1
     assert [line["skipped"] for line in lines(run)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_gradient_that_no_scale_makes_finite_ends_the_run_instead_of_being_skipped_for_ever(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaler = scaled(monkeypatch, 2.0)
+    spoil(monkeypatch, *range(2, 7), what="gradient")
+    with pytest.raises(NonFiniteError, match="the gradient is not finite at step 4"):
+        train(tmp_path / "run", "trainer.log_every_steps=1")
+    assert scaler.scales == [2.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_with_a_scaler_an_update_without_a_target_moves_nothing_and_the_run_goes_on(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    scaled(monkeypatch, 1024.0)
+    real = trainer.Trainer._update
+
+    def update(self: trainer.Trainer, batches: list[Batch]) -> Any:
+        if self.state.step + 1 == step:
+            for batch in batches:
+                batch.labels["next_token"].fill_(IGNORED)
+                batch.counts["next_token"] = 0
+        return real(self, batches)
+
+    monkeypatch.setattr(trainer.Trainer, "_update", update)
+    seen = note_updates(monkeypatch, state=True)
+    train(tmp_path / "run")
+    still = [all(torch.equal(value, note["after"][name]) for name, value in note["before"].items()) for note in seen]
+    assert still == [number == step for number in range(1, 7)]
+
+
+def test_the_device_is_waited_for_once_in_an_update_and_not_after_each_micro_batch(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    forward = Learner.forward
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.ops.aten._local_scalar_dense.default and args[0].is_floating_point():
+                said.append("read")
+            return function(*args, **(kwargs or {}))
+
+    def noted(self: Learner, batch: Batch) -> Any:
+        if torch.is_grad_enabled():
+            said.append("forward")
+        return forward(self, batch)
+
+    monkeypatch.setattr(Learner, "forward", noted)
+    real = trainer.Trainer._update
+
+    def update(self: trainer.Trainer, batches: Any) -> Any:
+        with Watched():
+            return real(self, batches)
+
+    monkeypatch.setattr(trainer.Trainer, "_update", update)
+    train(tmp_path / "run", "trainer.micro_batch_size=2", "trainer.max_steps=1")
+    first = said.index("read")
+    assert first > 1
+    assert "forward" not in said[first:]
 
 
 # --- several processes --------------------------------------------------------------------------------------------
@@ -591,13 +665,32 @@ def test_limits_that_mean_nothing_are_refused(change: dict[str, int]) -> None:
         dataclasses.replace(SETTINGS, **change)
 
 
+def test_predictions_are_kept_from_where_there_is_no_float64() -> None:
+    totals = Totals()
+    trainer.add(totals, Batch({}, {}, {}, {}, [7]), {PREDICTIONS: without_float64(torch.tensor([[1.0, 0.5]]))})
+    assert totals.predictions[7].tolist() == [1.0, 0.5]
+
+
 @pytest.mark.gpu
-def test_a_run_on_a_gpu_in_bf16_learns(train: Train, tmp_path: Path) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    run = train(tmp_path / "run", "device=cuda", "precision=auto", "trainer.max_steps=30")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["auto", "fp16"])
+def test_a_run_on_a_gpu_learns(train: Train, tmp_path: Path, precision: str) -> None:
+    run = train(tmp_path / "run", "device=cuda", f"precision={precision}", "trainer.max_steps=30")
     losses = records(run, "loss_next_token")
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("objective", ANSWERS)
+def test_a_gpu_gives_the_losses_of_a_cpu_and_exports_what_it_trained(train: Train, tmp_path: Path, objective: str) -> None:
+    asked = (*UNEQUAL[objective], "trainer.micro_batch_size=2")
+    runs = [train(tmp_path / device, *asked, f"device={device}") for device in ("cpu", "cuda")]
+    on_cpu, on_gpu = (records(run, *LOSSES[objective]) for run in runs)
+    assert len(on_gpu) == 6
+    for a, b in zip(on_cpu, on_gpu, strict=True):
+        assert b == pytest.approx(a, rel=1e-3)
+    assert (runs[1] / "final" / "config.json").is_file()
 
 
 # --- legs ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -52,6 +53,7 @@ log = logging.getLogger("llmtrain")
 BEGINNINGS = (".lock", ".config.yaml", runtime.OUTPUT)  # what is in a run's folder before it is a run
 INVOCATION = ".invocation.yaml"  # the config of the command that is running, for the processes it starts
 WORKER = (sys.executable, "-m", "llmtrain.worker")
+LACK = re.compile("can't allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def start(composed: Composed, overrides: list[str], verb: str) -> int:
@@ -906,8 +908,8 @@ def enough_memory(job: Trainer) -> Iterator[None]:
 
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch's own error is a RuntimeError; on a CPU the allocator raises a plain one
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:  # torch's own error is a RuntimeError; CPU, MPS and CUDA's libraries raise plain ones
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and LACK.search(str(error)) is None:
             raise
         half = max(1, job.micro_size // 2)
         raise DeviceError(

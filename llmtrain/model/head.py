@@ -91,7 +91,7 @@ class PooledHead(nn.Module):
         shares = self.mix.softmax(0) if self.mix is not None else torch.ones(len(self.states))
         own = self.weight.detach().view(self.outputs.number, -1, self.width)  # (K, states or 1, width)
         weight = own * shares.detach().to(own)[None, :, None] / self.scale  # (K, states, width)
-        head = PooledHead(self.width, self.outputs, pooling=self.pooling, states=self.states)
+        head = PooledHead(self.width, self.outputs, pooling=self.pooling, states=self.states).to(own.device)
         head.task, head.first_choice = self.task, self.first_choice
         with torch.no_grad():
             head.weight.copy_(weight.flatten(1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -66,10 +66,17 @@ class Batch:
     real: bool = True
 
     def to(self, device: torch.device) -> Batch:
-        def move(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        # CUDA keeps a pinned source until it has been read. MPS reads it later, when it may hold something else (pytorch #189690).
+        ahead = device.type == "cuda"
+        return self._each(lambda tensor: tensor.to(device, non_blocking=ahead))
 
-        return dataclasses.replace(self, inputs=move(self.inputs), labels=move(self.labels))
+    def pin_memory(self) -> Batch:
+        """The same in memory that a GPU reads while the host goes on; the data loader looks for a method of this name."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        inputs, labels = ({name: change(tensor) for name, tensor in tensors.items()} for tensors in (self.inputs, self.labels))
+        return dataclasses.replace(self, inputs=inputs, labels=labels)
 
     def blank(self) -> Batch:
         """The same tensors, counting for nothing."""

@@ -274,5 +274,5 @@ def following(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
 
 def array(answers: torch.Tensor) -> np.ndarray:
     """Logits as numpy has them, in float64."""
-    found: np.ndarray = answers.detach().double().cpu().numpy()
+    found: np.ndarray = answers.detach().cpu().double().numpy()  # in this order: MPS has no float64
     return found

@@ -206,6 +206,14 @@ def test_a_head_in_units_weighs_standardised_scores_and_gives_and_saves_scores(c
 
 
 @pytest.mark.parametrize("combine", Combine)
+def test_a_head_on_another_device_is_folded_there(combine: Combine) -> None:
+    """As on a GPU, from where a run exports it: nothing of it may be made on the CPU meanwhile."""
+    made = number(combine).to("meta")
+    heads.learn_in_units(made, 5000.0, 200.0, new=True)
+    assert {tensor.device.type for tensor in made.folded().state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("combine", Combine)
 def test_a_head_that_is_not_new_keeps_its_answers_when_it_gets_units(combine: Combine) -> None:
     plain, made, x = number(combine), number(combine), vectors()
     heads.learn_in_units(made, 5000.0, 200.0, new=False)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
@@ -13,6 +14,7 @@ from llmtrain.data import loader, tokenizer as tokens
 from llmtrain.data.base import Target
 from llmtrain.objective import tasks
 from llmtrain.objective.base import IGNORED
+from tests.conftest import without_float64
 
 TEXTS = ["the fox runs over the field", "a dog", "", "seven birds sing in the old tree by the river"]
 SECONDS = ["it is fast", "a dog sleeps in the sun all day long", "nothing before it", ""]
@@ -206,3 +208,8 @@ def test_examples_are_made_once_and_anew_for_another_question(tokenizer: PreTrai
     assert first[:] == again[:]
     assert "weight" in tasks.examples(rows, tokenizer, 100, Target.label, balanced=True).column_names
     assert "score" in tasks.examples(rows, tokenizer, 100, Target.score).column_names
+
+
+def test_logits_come_to_numpy_from_where_there_is_no_float64() -> None:
+    found = tasks.array(without_float64(torch.tensor([[0.5, 0.25]])))
+    assert (found.dtype, found.tolist()) == (np.float64, [[0.5, 0.25]])
