@@ -234,10 +234,7 @@ def test_a_failed_member_stays_failed_until_it_is_asked_for(run: Sweep) -> None:
     assert main(["sweep", "resume", "mine"]) == 1
     assert log.read_text() == before
     assert main(["sweep", "resume", "mine", "--retry-failed"]) == 1
-    again = log.read_text()
-    assert len(again) > len(before)
-    assert run("mine", *overrides, retry_failed=True) == 1
-    assert len(log.read_text()) > len(again)
+    assert len(log.read_text()) > len(before)
 
 
 @pytest.mark.parametrize(
@@ -620,7 +617,7 @@ def going_on(words: list[str]) -> Plan:
     """What a command that goes on with a sweep would run."""
     found: list[Plan] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "sweep", lambda *args, folder: found.append(planned(*args, folder=folder)))
+        patch.setattr(recipe, "sweep", lambda *args, folder, retry_failed: found.append(planned(*args, folder=folder)))
         recipe.command(compose("multirun", []), [], words[1:])
     return found[0]
 
