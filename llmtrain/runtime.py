@@ -433,9 +433,9 @@ def has_slow_bf16() -> bool:
     """Whether the CPU multiplies bf16 matrices, but slower than fp32 ones.
 
     Intel's server cores since Sapphire Rapids have the fast products in AMX, which some hypervisors hide. Without it oneDNN takes the
-    vector instruction of AVX-512, whose rate there is about half of fp32's: 85 against 160 GFLOP/s on one core of such a machine, and
-    MiniLM was trained at 1,780 tokens/s in bf16, 2,600 in fp32. AMD's cores do it at twice the rate of fp32. avx512_fp16 tells these
-    cores from Cooper Lake, an earlier one without AMX that was made for this instruction and on which nothing was measured.
+    vector instruction of AVX-512, whose rate there is about half of fp32's: trainings ran at 0.60 to 0.78 of the tokens/s of fp32, by width
+    (docs/platforms.md). AMD's Zen 4 and 5 are faster in bf16 (docs/benchmark.md). avx512_fp16 tells these cores from Cooper Lake, an
+    earlier one without AMX that was made for this instruction and on which nothing was measured.
     """
     flags = cpu_flags()
     return cpu_field("vendor_id") == "GenuineIntel" and {"avx512_bf16", "avx512_fp16"} <= flags and "amx_bf16" not in flags
