@@ -456,7 +456,13 @@ def test_a_head_of_scores_goes_on_with_the_scores_that_it_gave(finetune: Train, 
     chosen = (*how, *scored(tmp_path / "rows.csv", 1000, 50_000), *ONCE)
     first = finetune(tmp_path / "first", *chosen, "trainer.max_steps=20", of=of)
     second = finetune(tmp_path / "second", *chosen, f"model.checkpoint={first}", "optimizer.lr=1e-30", "trainer.max_steps=1")
-    assert proof(second)["validation"] == pytest.approx(proof(first)["validation"], rel=1e-4)
+    answers = [[json.loads(line)["predicted"] for line in (run / "predictions.jsonl").read_text().splitlines()] for run in (first, second)]
+    assert answers[1] == pytest.approx(answers[0], rel=1e-6)  # 0.05 of 50,000, a dozen of the last digits of fp32
+    before, after = (proof(run)["validation"] for run in (first, second))
+    # The GPT, which has to learn the mean by its weights, has learned little else in 20 updates: its answers lie within a dozen of each
+    # other, so one last digit, 0.004, is a thousandth of their deviation, and correlations of such answers say nothing of four digits.
+    metrics = ["loss", "rmse"] if name == "the familys head of a gpt" else list(before)
+    assert {metric: after[metric] for metric in metrics} == pytest.approx({metric: before[metric] for metric in metrics}, rel=1e-4)
 
 
 GOES_ON: dict[str, tuple[tuple[str, ...], tuple[str, ...], list[str]]] = {
