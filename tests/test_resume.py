@@ -698,6 +698,7 @@ def test_a_signal_around_the_last_update_leaves_its_evaluation_to_the_resume(unb
 VARIANTS = {
     "random negatives and whole words": (*ANSWERS["bert"], "objective.sentence_order.negatives=random", "objective.masked_lm.whole_word=true"),
     "packed sequences and whole words": (*ANSWERS["masked_lm"], "objective.packing=true", "objective.whole_word=true"),
+    "both answers": (*ANSWERS["bert"], "objective.sentence_order.both_answers=true"),
     "random negatives alone": (*ANSWERS["sentence_order"], "objective.negatives=random"),
 }
 

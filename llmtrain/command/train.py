@@ -545,7 +545,7 @@ def _data(built: Parts, machine: Runtime, folder: Path) -> tuple[PreTrainedToken
         stages = []
         for until, length in built.data.lengths:
             train = _examples(built, "train", tokenizer, length)
-            stages.append(Stage(until, train, Order(lengths(train), built.trainer.batch_size, machine.settings.seed)))
+            stages.append(Stage(until, train, Order(lengths(train) * built.objective.sequences, built.trainer.batch_size, machine.settings.seed)))
             for line in built.objective.notes(train):
                 log.info("training split, up to %d tokens: %s", length, line)
     for stage, (_, length) in zip(stages, built.data.lengths, strict=True):

@@ -190,6 +190,11 @@ class Objective(ABC):
         return False
 
     @property
+    def sequences(self) -> int:
+        """How many sequences, each of the row's length, training makes of a row of `examples`."""
+        return 1
+
+    @property
     def group(self) -> int:
         """How many sequences in a row are one question to the head of a task: their vectors are added before it."""
         return 1

@@ -17,7 +17,6 @@ from llmtrain.objective.masking import Masking
 from llmtrain.objective.pairs import Pairs
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from datasets import Dataset
     from torch import nn
@@ -68,24 +67,32 @@ class BERT(Objective):
         """Right-padded (B, T) inputs; labels (B, T) of the masked LM and (B,) of the order."""
         import torch
 
-        drawn = [self._pair(e, draw) for e in examples]
-        rows = [self._masked(e, pair, draw, vocabulary) for e, pair in zip(examples, drawn, strict=True)]
+        drawn = [(e, pair, number) for e in examples for number, pair in enumerate(self.sentence_order.asked(e, draw))]
+        rows = [self._masked(e, pair, draw, vocabulary, number) for e, pair, number in drawn]
         labels, count = masking.labelled(rows)
         return Batch(
             inputs=masking.padded(rows),
-            labels={"masked_lm": labels, "sentence_order": torch.tensor([pair.label for pair in drawn])},
+            labels={"masked_lm": labels, "sentence_order": torch.tensor([pair.label for _, pair, _ in drawn])},
             counts={"masked_lm": count, "sentence_order": len(rows)},
             sizes={"tokens": sum(len(row.inputs) for row in rows)},
             samples=[int(e["sample"]) for e in examples],
         )
 
-    def _pair(self, example: dict[str, Any], draw: Draw) -> pairs.Pair:
-        return self.sentence_order.draw(example, _generator("pair", example, draw))
+    @property
+    def sequences(self) -> int:
+        return self.sentence_order.per_row
 
-    def _masked(self, example: dict[str, Any], pair: pairs.Pair, draw: Draw, vocabulary: Vocabulary) -> masking.Row:
+    def _pair(self, example: dict[str, Any], draw: Draw) -> pairs.Pair:
+        return self.sentence_order.asked(example, draw)[0]
+
+    def _masked(self, example: dict[str, Any], pair: pairs.Pair, draw: Draw, vocabulary: Vocabulary, number: int = 0) -> masking.Row:
+        from llmtrain.seeding import generator
+
         ids, types = pairs.arranged(example, pair, vocabulary)
         words = pairs.arranged_words(example, pair) if self.masked_lm.whole_word else None
-        return masking.Row(*self.masked_lm.mask(ids, words, vocabulary, _generator("mask", example, draw)), types)
+        # Of two pairs of a row each has masks of its own.
+        masks = generator(draw.seed, "mask", draw.epoch, int(example["sample"]), *([number] if number else []))
+        return masking.Row(*self.masked_lm.mask(ids, words, vocabulary, masks), types)
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         from llmtrain.model import forward
@@ -126,9 +133,3 @@ class BERT(Objective):
             return masking.Row(ids, None, types)
 
         return masking.one_by_one(examples, row, vocabulary, number, batch_size)
-
-
-def _generator(what: str, example: dict[str, Any], draw: Draw) -> np.random.Generator:
-    from llmtrain.seeding import generator
-
-    return generator(draw.seed, what, draw.epoch, int(example["sample"]))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from llmtrain.data.tokenizer import Vocabulary
+    from llmtrain.objective.base import Draw
 
 # Sentences at the beginning of a document that are never used: what announces it tells the order by its first word alone
 # (measured on the standard library's documentation: 54 to 56 % with only the first one left out, 50 to 51 % with three).
@@ -55,10 +56,13 @@ class Pairs:
 
     Attributes:
         negatives: swapped or random.
+        both_answers: train on each pair twice in its batch: in order, and with the same split not in order. What the two have in common
+            then leaves no gradient, only what tells them apart does (antithetic variates: Hammersley and Morton 1956).
         language: ISO 639-1 code for the sentence splitter.
     """
 
     negatives: Negatives
+    both_answers: bool
     language: str
 
     def __post_init__(self) -> None:
@@ -88,7 +92,24 @@ class Pairs:
 
     def draw(self, example: dict[str, Any], draw: np.random.Generator) -> Pair:
         """Segments A and B of a row, and whether they are in order: 0, or 1 where not."""
-        return (_swapped if self.negatives is Negatives.swapped else _random)(example, draw)
+        return self._both(example, draw)[0]
+
+    def asked(self, example: dict[str, Any], draw: Draw) -> tuple[Pair, ...]:
+        """The pairs of a row in a batch: one in evaluation, `per_row` in training."""
+        from llmtrain.seeding import generator
+
+        both = self._both(example, generator(draw.seed, "pair", draw.epoch, int(example["sample"])))
+        return both[: 1 if draw.epoch == "eval" else self.per_row]
+
+    @property
+    def per_row(self) -> int:
+        """How many sequences training makes of a row."""
+        return 2 if self.both_answers else 1
+
+    def _both(self, example: dict[str, Any], draw: np.random.Generator) -> tuple[Pair, Pair]:
+        both = (_swapped if self.negatives is Negatives.swapped else _random)(example, draw)
+        label = int(draw.integers(2))
+        return both[label], both[1 - label]
 
     def left_out(self, examples: Dataset) -> list[str]:
         """How much of the data makes no pair, and why."""
@@ -161,24 +182,23 @@ def majority(examples: Dataset, label: Callable[[dict[str, Any]], int]) -> float
 # --- drawing ------------------------------------------------------------------------------------------------------
 
 
-def _swapped(example: dict[str, Any], draw: np.random.Generator) -> Pair:
+def _swapped(example: dict[str, Any], draw: np.random.Generator) -> tuple[Pair, Pair]:
+    """A row split somewhere, in order and not in order."""
     from llmtrain.data import shape
 
     ends = example["ends"]
     fair = shape.fair_splits(ends, MIRRORED)
     split = int(ends[fair[draw.integers(len(fair)), draw.integers(2)]])
-    parts = [(False, 0, split), (False, split, int(ends[-1]))]
-    label = int(draw.integers(2))
-    return Pair(parts[label], parts[1 - label], label)
+    first, second = (False, 0, split), (False, split, int(ends[-1]))
+    return Pair(first, second, 0), Pair(second, first, 1)
 
 
-def _random(example: dict[str, Any], draw: np.random.Generator) -> Pair:
+def _random(example: dict[str, Any], draw: np.random.Generator) -> tuple[Pair, Pair]:
     ends, others = example["ends"], example["other_ends"]
     fair = matches(ends, others)
     a, b = fair[draw.integers(len(fair))]
-    label = int(draw.integers(2))
-    second = (True, int(others[b]), int(others[-1])) if label else (False, int(ends[a]), int(ends[-1]))
-    return Pair((False, 0, int(ends[a])), second, label)
+    first = (False, 0, int(ends[a]))
+    return Pair(first, (False, int(ends[a]), int(ends[-1])), 0), Pair(first, (True, int(others[b]), int(others[-1])), 1)
 
 
 def matches(ends: np.ndarray, others: np.ndarray) -> np.ndarray:

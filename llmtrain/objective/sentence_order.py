@@ -44,16 +44,15 @@ class SentenceOrder(Pairs, Objective):
         """Right-padded (B, T) inputs, labels (B,)."""
         import torch
 
-        drawn = [self._pair(e, draw) for e in examples]
-        rows = [masking.Row(ids, None, types) for e, pair in zip(examples, drawn, strict=True) for ids, types in [pairs.arranged(e, pair, vocabulary)]]
-        labels = torch.tensor([pair.label for pair in drawn])
+        drawn = [(e, pair) for e in examples for pair in self.asked(e, draw)]
+        rows = [masking.Row(ids, None, types) for e, pair in drawn for ids, types in [pairs.arranged(e, pair, vocabulary)]]
+        labels = torch.tensor([pair.label for _, pair in drawn])
         sizes = {"tokens": sum(len(row.inputs) for row in rows)}
         return Batch(masking.padded(rows), {"sentence_order": labels}, {"sentence_order": len(rows)}, sizes, [int(e["sample"]) for e in examples])
 
-    def _pair(self, example: dict[str, Any], draw: Draw) -> pairs.Pair:
-        from llmtrain.seeding import generator
-
-        return self.draw(example, generator(draw.seed, "pair", draw.epoch, int(example["sample"])))
+    @property
+    def sequences(self) -> int:
+        return self.per_row
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         from llmtrain.model import forward
@@ -73,4 +72,4 @@ class SentenceOrder(Pairs, Objective):
 
     def references(self, examples: Dataset, vocabulary: Vocabulary) -> dict[str, float]:
         """Accuracy of always giving the more frequent answer."""
-        return {"majority_accuracy": pairs.majority(examples, lambda e: self._pair(e, Draw(0, "eval")).label)}
+        return {"majority_accuracy": pairs.majority(examples, lambda e: self.asked(e, Draw(0, "eval"))[0].label)}

@@ -48,6 +48,17 @@ def test_each_term_has_its_own_targets(tokenizer: PreTrainedTokenizerBase) -> No
     assert (made.labels["masked_lm"][special] == IGNORED).all()
 
 
+def test_with_both_answers_each_of_the_two_pairs_has_masks_of_its_own(tokenizer: PreTrainedTokenizerBase) -> None:
+    once, twice = batch(objective(), tokenizer), batch(objective("objective.sentence_order.both_answers=true"), tokenizer)
+    assert twice.counts["sentence_order"] == 2 * once.counts["sentence_order"]
+    width = once.inputs["input_ids"].shape[1]
+    assert torch.equal(twice.inputs["input_ids"][::2, :width], once.inputs["input_ids"])  # the first is the one that would be drawn anyway
+    assert torch.equal(twice.labels["masked_lm"][::2, :width], once.labels["masked_lm"])
+    first, second = (twice.labels["masked_lm"][i::2] != IGNORED for i in (0, 1))
+    assert twice.counts["masked_lm"] == int(first.sum() + second.sum())
+    assert not (first == second).all(dim=1).any()
+
+
 @pytest.mark.parametrize(("term", "other"), [("masked_lm", "sentence_order"), ("sentence_order", "masked_lm")])
 def test_a_term_that_weighs_nothing_is_refused_with_the_objective_that_leaves_it_out(term: str, other: str) -> None:
     """Its head would be exported untrained, and several processes would wait for its gradient."""

@@ -88,12 +88,12 @@ def made(negatives: Negatives, length: int, fold: int, held_out: bool) -> Datase
     """Pairs of the documents of a fold, or of the other two."""
     folds = generator(0, "folds").integers(0, 3, len(texts()))
     rows = texts().select(np.flatnonzero((folds == fold) == held_out))
-    return Pairs(negatives=negatives, language="en").pairs(rows, tokenizer(), length, words=False)
+    return Pairs(negatives=negatives, both_answers=False, language="en").pairs(rows, tokenizer(), length, words=False)
 
 
 def drawn(negatives: Negatives, length: int, fold: int, held_out: bool) -> Seen:
     examples = made(negatives, length, fold, held_out)
-    asked = Pairs(negatives=negatives, language="en")
+    asked = Pairs(negatives=negatives, both_answers=False, language="en")
 
     def each() -> Iterator[tuple[Any, Any, int]]:
         for epoch in range(1 if held_out else 3):
@@ -214,7 +214,7 @@ def test_with_bert_s_own_recipe_the_lengths_tell_a_random_segment() -> None:
 
 def test_the_opening_of_a_document_is_never_used() -> None:
     made_up = [" ".join(f"Sentence number {i} of document {d} is here." for i in range(30)) for d in range(5)]
-    found = Pairs(negatives=Negatives.swapped, language="en").pairs(Dataset.from_dict({"text": made_up}), tokenizer(), 100, words=False)
+    found = Pairs(negatives=Negatives.swapped, both_answers=False, language="en").pairs(Dataset.from_dict({"text": made_up}), tokenizer(), 100, words=False)
     text = " ".join(tokenizer().decode(row["ids"]) for row in found)
     for opening in range(pairs.OPENING):
         assert f"sentence number {opening} of" not in text
@@ -238,7 +238,7 @@ def test_matching_runs_are_partners_both_ways_round_and_of_two_documents() -> No
 
 
 def test_what_makes_no_pair_is_counted() -> None:
-    found = Pairs(negatives=Negatives.swapped, language="en").left_out(made(Negatives.swapped, 128, 0, False))
+    found = Pairs(negatives=Negatives.swapped, both_answers=False, language="en").left_out(made(Negatives.swapped, 128, 0, False))
     assert len(found) >= 2
     assert all("are skipped" in line or "are too short" in line for line in found)
 
@@ -255,7 +255,7 @@ def test_runs_that_share_two_consecutive_sentences_share_a_key() -> None:
     common = ["This stands in both of them.", "And this follows it in both."]
     filling = [[f"Sentence {i} of text {d} is alone." for i in range(8)] for d in range(2)]
     texts_ = [" ".join([*lines[:5], *common, *lines[5:]]) for lines in filling]
-    found = Pairs(negatives=Negatives.swapped, language="en").pairs(Dataset.from_dict({"text": texts_}), tokenizer(), 128, words=False)
+    found = Pairs(negatives=Negatives.swapped, both_answers=False, language="en").pairs(Dataset.from_dict({"text": texts_}), tokenizer(), 128, words=False)
     first, second = (set(row["keys"]) for row in found)
     assert len(first & second) == 1
 
@@ -265,9 +265,9 @@ def test_the_parts_of_a_long_document_are_one_document() -> None:
     lines = [" ".join(f"Sentence {i} of document {d} is here." for i in range(40)) for d in range(3)]
     parts = [part for line in lines for part in (line[:700], line[700:])]
     rows = Dataset.from_dict({"text": parts, "document": [d for d in range(3) for _ in range(2)], "key": [0, 10, 1, 11, 2, 12]})
-    found = Pairs(negatives=Negatives.random, language="en").pairs(rows, tokenizer(), 128, words=False)
+    found = Pairs(negatives=Negatives.random, both_answers=False, language="en").pairs(rows, tokenizer(), 128, words=False)
     assert len(found)
-    whole = Pairs(negatives=Negatives.random, language="en").pairs(Dataset.from_dict({"text": lines}), tokenizer(), 128, words=False)
+    whole = Pairs(negatives=Negatives.random, both_answers=False, language="en").pairs(Dataset.from_dict({"text": lines}), tokenizer(), 128, words=False)
     assert [row["ids"] for row in found] == [row["ids"] for row in whole]
     for row in found:
         own, other = (tokenizer().decode(row[name]).split("document ")[1][0] for name in ("ids", "other_ids"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return tokens.train("wordpiece", Dataset.from_dict({"text": TEXTS}), 120, lambda text: None)
 
 
-def objective(negatives: str = "swapped") -> Objective:
-    overrides = ["model=bert", "objective=sentence_order", f"objective.negatives={negatives}"]
+def objective(negatives: str = "swapped", *more: str) -> Objective:
+    overrides = ["model=bert", "objective=sentence_order", f"objective.negatives={negatives}", *more]
     return build(compose("pretrain", overrides).config.objective, Objective, "objective")
 
 
@@ -95,6 +96,46 @@ def test_labels_are_fixed_for_evaluation_and_drawn_anew_in_training(tokenizer: P
     labels = [batch(asked, tokenizer, epoch).labels["sentence_order"].tolist() for epoch in ("eval", "eval", 0, 1, 2)]
     assert labels[0] == labels[1]
     assert len({tuple(row) for row in labels[2:]}) == 3
+
+
+@pytest.mark.parametrize("negatives", ["swapped", "random"])
+def test_with_both_answers_training_sees_each_pair_in_order_and_not_in_order(tokenizer: PreTrainedTokenizerBase, negatives: str) -> None:
+    once, twice = objective(negatives), objective(negatives, "objective.both_answers=true")
+    drawn, found = batch(once, tokenizer, 1), batch(twice, tokenizer, 1)
+    labels, order = drawn.labels["sentence_order"].tolist(), found.labels["sentence_order"].tolist()
+    assert order == [answer for label in labels for answer in (label, 1 - label)]
+    assert found.counts == {"sentence_order": 2 * len(labels)}
+    assert found.samples == drawn.samples  # a sample is a row of the data, however often it is asked
+    for i, row in enumerate(rows(once, tokenizer)):
+        assert segments(found, 2 * i, tokenizer) == segments(drawn, i, tokenizer)  # the first is the one that would be drawn anyway
+        right, wrong = (segments(found, 2 * i + (answer != order[2 * i]), tokenizer) for answer in (0, 1))
+        whole, cut = row["ids"].tolist(), len(right[0])
+        assert right == (whole[:cut], whole[cut:])
+        if negatives == "swapped":
+            assert wrong == right[::-1]
+        else:
+            other = row["other_ids"].tolist()
+            assert wrong[0] == right[0]
+            assert wrong[1] == other[-len(wrong[1]) :]
+            assert abs(len(wrong[1]) - len(right[1])) <= 0.05 * min(len(whole), len(other))
+
+
+def test_with_both_answers_evaluation_asks_what_it_would_ask_anyway(tokenizer: PreTrainedTokenizerBase) -> None:
+    once, twice = (batch(objective("swapped", f"objective.both_answers={asked}"), tokenizer, "eval") for asked in ("false", "true"))
+    assert once.counts == twice.counts
+    assert torch.equal(once.inputs["input_ids"], twice.inputs["input_ids"])
+    assert torch.equal(once.labels["sentence_order"], twice.labels["sentence_order"])
+
+
+def test_with_both_answers_a_budget_of_tokens_is_spent_on_both(train: Train, tmp_path: Path) -> None:
+    runs = [
+        train(tmp_path / asked, *ANSWERS["sentence_order"], "trainer.max_steps=null", "trainer.max_tokens=4000", f"objective.both_answers={asked}")
+        for asked in ("false", "true")
+    ]
+    once, twice = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1] for run in runs)
+    assert twice["step"] == pytest.approx(once["step"] / 2, abs=1)
+    assert once["tokens"] == pytest.approx(twice["tokens"], rel=0.2)
+    assert twice["tokens"] >= 4000
 
 
 def test_documents_that_are_too_short_are_skipped_and_counted(tokenizer: PreTrainedTokenizerBase) -> None:
