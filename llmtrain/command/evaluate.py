@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from llmtrain import changes, files, runtime
 from llmtrain.command import train
 from llmtrain.command.parts import asks_newest, refuse_wrong_pair
-from llmtrain.config import Composed, build, parse, section
+from llmtrain.config import Composed, build, find_yaml, parse, read_yaml, section
 from llmtrain.data import questions
 from llmtrain.data.base import SPLITS, Data
 from llmtrain.errors import CheckpointError, ConfigError, DataError, plain, printable, require
@@ -121,7 +121,19 @@ def inherited(overrides: list[str]) -> dict[str, Any]:
         if folder == weights:
             raise CheckpointError(f"{weights / 'config.yaml'} is not the config of a run", allowed=f"sections {', '.join(INHERITED)}")
         return {}
-    return {name: own[name] for name in INHERITED if name not in given}
+    return {name: _completed(name, own[name]) for name in INHERITED if name not in given}
+
+
+def _completed(name: str, own: dict[str, Any]) -> dict[str, Any]:
+    """A section of a run, with what is newer than the run as the shipped file has it: such a setting starts as what was done without it."""
+    kind = str(own.get("kind"))
+    path = find_yaml(f"{name}/{kind}") if kind.isidentifier() else None
+    return own if path is None else _over(own, read_yaml(path))
+
+
+def _over(own: dict[str, Any], shipped: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _over(own[key], value) for key, value in shipped.items() if isinstance(value, dict) and isinstance(own.get(key), dict)}
+    return shipped | own | both
 
 
 def _report(model: Model, objective: Objective, data: Data, settings: Settings, name: str) -> None:

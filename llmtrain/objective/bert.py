@@ -80,7 +80,7 @@ class BERT(Objective):
 
     @property
     def sequences(self) -> int:
-        return self.sentence_order.per_row
+        return self.sentence_order.sequences
 
     def _pair(self, example: dict[str, Any], draw: Draw) -> pairs.Pair:
         return self.sentence_order.asked(example, draw)[0]

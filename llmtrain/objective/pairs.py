@@ -56,8 +56,8 @@ class Pairs:
 
     Attributes:
         negatives: swapped or random.
-        both_answers: train on each pair twice in its batch: in order, and with the same split not in order. What the two have in common
-            then leaves no gradient, only what tells them apart does (antithetic variates: Hammersley and Morton 1956).
+        both_answers: train on each pair twice in its batch: in order, and with the same split not in order. As long as a model cannot
+            tell the two apart, what they have in common leaves no gradient (antithetic variates: Hammersley and Morton 1956).
         language: ISO 639-1 code for the sentence splitter.
     """
 
@@ -95,14 +95,14 @@ class Pairs:
         return self._both(example, draw)[0]
 
     def asked(self, example: dict[str, Any], draw: Draw) -> tuple[Pair, ...]:
-        """The pairs of a row in a batch: one in evaluation, `per_row` in training."""
+        """The pairs of a row in a batch: one in evaluation, `sequences` in training."""
         from llmtrain.seeding import generator
 
         both = self._both(example, generator(draw.seed, "pair", draw.epoch, int(example["sample"])))
-        return both[: 1 if draw.epoch == "eval" else self.per_row]
+        return both[: 1 if draw.epoch == "eval" else self.sequences]
 
     @property
-    def per_row(self) -> int:
+    def sequences(self) -> int:
         """How many sequences training makes of a row."""
         return 2 if self.both_answers else 1
 

@@ -50,10 +50,6 @@ class SentenceOrder(Pairs, Objective):
         sizes = {"tokens": sum(len(row.inputs) for row in rows)}
         return Batch(masking.padded(rows), {"sentence_order": labels}, {"sentence_order": len(rows)}, sizes, [int(e["sample"]) for e in examples])
 
-    @property
-    def sequences(self) -> int:
-        return self.per_row
-
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         from llmtrain.model import forward
 

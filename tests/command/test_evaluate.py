@@ -127,6 +127,18 @@ def test_a_run_whose_data_a_resume_changed_is_evaluated_on_those_that_it_has_sin
     assert evaluate()["loss"] == asked != own
 
 
+def test_a_run_that_is_older_than_a_setting_is_evaluated_as_it_was(train: Train, evaluate: Evaluate, tmp_path: Path) -> None:
+    evaluate.run = run = train(tmp_path / "run", *ANSWERS["bert"])
+    own = evaluate()
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    del content["data"]["on_overlap"], content["objective"]["sentence_order"]["both_answers"]
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+    assert evaluate() == own
+    content["objective"]["masked_lm"]["probability"] = 0.5  # what the run has stays the run's
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+    assert evaluate()["masked_lm_targets"] > 2 * own["masked_lm_targets"]
+
+
 def test_a_key_on_the_command_line_wins_over_the_runs(evaluate: Evaluate) -> None:
     own, other = evaluate(), evaluate("data.seed=5")
     assert "data as in the run: synthetic" in evaluate.said
